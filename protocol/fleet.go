@@ -1,0 +1,179 @@
+package protocol
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+)
+
+// FleetKeys are the private keys of a fleet: whoever holds them decides who is what. They stay in the
+// operator's vault. The values are nkey seeds.
+type FleetKeys struct {
+	Name     string          `json:"name"`
+	Operator string          `json:"operator"`
+	Account  string          `json:"account"` // identity of the account; signs nothing
+	System   string          `json:"system"`  // identity of the broker's system account
+	Signing  map[Role]string `json:"signing"` // one scoped signing key per role
+}
+
+// NewFleet makes all keys of a fleet.
+func NewFleet(name string) (*FleetKeys, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	k := &FleetKeys{Name: name, Signing: map[Role]string{}}
+	seed := func(make func() (nkeys.KeyPair, error)) (string, error) {
+		pair, err := make()
+		if err != nil {
+			return "", err
+		}
+		s, err := pair.Seed()
+		return string(s), err
+	}
+	var err error
+	if k.Operator, err = seed(nkeys.CreateOperator); err != nil {
+		return nil, err
+	}
+	if k.Account, err = seed(nkeys.CreateAccount); err != nil {
+		return nil, err
+	}
+	if k.System, err = seed(nkeys.CreateAccount); err != nil {
+		return nil, err
+	}
+	for _, r := range Roles {
+		if k.Signing[r], err = seed(nkeys.CreateAccount); err != nil {
+			return nil, err
+		}
+	}
+	return k, nil
+}
+
+func pairOf(seed string) (nkeys.KeyPair, string, error) {
+	pair, err := nkeys.FromSeed([]byte(seed))
+	if err != nil {
+		return nil, "", fmt.Errorf("a seed in the fleet's keys: %w", err)
+	}
+	pub, err := pair.PublicKey()
+	return pair, pub, err
+}
+
+// Public is what a broker and the agents need of a fleet: nothing secret.
+type Public struct {
+	Operator    string `json:"operator"`     // public key, what agents pin
+	OperatorJWT string `json:"operator_jwt"` //
+	AccountJWT  string `json:"account_jwt"`  // roles and revocations, signed by the operator
+	SystemJWT   string `json:"system_jwt"`
+}
+
+// Publish makes the public half. revoked maps public user keys to the time up to which their
+// JWTs are void.
+func (k *FleetKeys) Publish(revoked map[string]time.Time) (*Public, error) {
+	operator, operatorPub, err := pairOf(k.Operator)
+	if err != nil {
+		return nil, err
+	}
+	_, systemPub, err := pairOf(k.System)
+	if err != nil {
+		return nil, err
+	}
+	oc := jwt.NewOperatorClaims(operatorPub)
+	oc.Name = k.Name
+	oc.SystemAccount = systemPub
+	p := &Public{Operator: operatorPub}
+	if p.OperatorJWT, err = oc.Encode(operator); err != nil {
+		return nil, err
+	}
+	sc := jwt.NewAccountClaims(systemPub)
+	sc.Name = "system"
+	if p.SystemJWT, err = sc.Encode(operator); err != nil {
+		return nil, err
+	}
+	ac, err := k.account(revoked)
+	if err != nil {
+		return nil, err
+	}
+	p.AccountJWT, err = ac.Encode(operator)
+	return p, err
+}
+
+func (k *FleetKeys) account(revoked map[string]time.Time) (*jwt.AccountClaims, error) {
+	_, pub, err := pairOf(k.Account)
+	if err != nil {
+		return nil, err
+	}
+	ac := jwt.NewAccountClaims(pub)
+	ac.Name = k.Name
+	ac.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: -1, MemoryStorage: -1, Streams: -1, Consumer: -1}
+	for _, r := range Roles {
+		_, key, err := pairOf(k.Signing[r])
+		if err != nil {
+			return nil, err
+		}
+		permissions, err := Permissions(r)
+		if err != nil {
+			return nil, err
+		}
+		scope := jwt.NewUserScope()
+		scope.Key, scope.Role = key, string(r)
+		scope.Template.Permissions = permissions
+		ac.SigningKeys.AddScopedSigner(scope)
+	}
+	for key, at := range revoked {
+		ac.RevokeAt(key, at)
+	}
+	return ac, nil
+}
+
+// Issue signs a user JWT: public key is called name and has role. expires may be zero: never.
+func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Time) (string, error) {
+	if err := CheckName(name); err != nil {
+		return "", err
+	}
+	if !nkeys.IsValidPublicUserKey(publicKey) {
+		return "", fmt.Errorf("%q is not a user's public key", publicKey)
+	}
+	seed, ok := k.Signing[r]
+	if !ok {
+		return "", fmt.Errorf("there is no role %q; the roles are %v", r, Roles)
+	}
+	signer, _, err := pairOf(seed)
+	if err != nil {
+		return "", err
+	}
+	_, account, err := pairOf(k.Account)
+	if err != nil {
+		return "", err
+	}
+	uc := jwt.NewUserClaims(publicKey)
+	uc.Name = name
+	uc.IssuerAccount = account
+	uc.SetScoped(true)
+	if !expires.IsZero() {
+		uc.Expires = expires.Unix()
+	}
+	return uc.Encode(signer)
+}
+
+// Credentials makes a new user with a key of its own, as a credentials file (the creds format of
+// nats-io/jwt). Only for people and programs on the operator's side: nodes make their own keys.
+func (k *FleetKeys) Credentials(name string, r Role, expires time.Time) ([]byte, error) {
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		return nil, err
+	}
+	pub, err := pair.PublicKey()
+	if err != nil {
+		return nil, err
+	}
+	token, err := k.Issue(name, r, pub, expires)
+	if err != nil {
+		return nil, err
+	}
+	seed, err := pair.Seed()
+	if err != nil {
+		return nil, err
+	}
+	return jwt.FormatUserConfig(token, seed)
+}

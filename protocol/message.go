@@ -1,0 +1,351 @@
+package protocol
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Reply answers a request, a node's or a controller's.
+type Reply struct {
+	Version int             `json:"v"`
+	From    string          `json:"from"`
+	Refused *Refusal        `json:"refused,omitempty"`
+	Body    json.RawMessage `json:"body,omitempty"`
+}
+
+// Answer makes a reply of a result or, where err is not nil, of a refusal.
+func Answer(from string, body any, err error) Reply {
+	r := Reply{Version: Version, From: from}
+	if err != nil {
+		refusal, ok := err.(*Refusal)
+		if !ok {
+			refusal = Refuse(Failed, "%v", err)
+		}
+		r.Refused = refusal
+	} else if body != nil {
+		r.Body = Encode(body)
+	}
+	return r
+}
+
+// Phase is where a node stands with a manifest. The legal moves are in agent/reconcile.
+type Phase string
+
+const (
+	Accepted    Phase = "accepted"
+	Fetching    Phase = "fetching"
+	Building    Phase = "building"
+	Activating  Phase = "activating"
+	Checking    Phase = "checking"
+	Confirming  Phase = "confirming"   // proven; becoming the boot default
+	Staged      Phase = "staged"       // mode boot: the boot default, to be proven after the next boot
+	Confirmed   Phase = "confirmed"    // end: proven
+	RollingBack Phase = "rolling-back" //
+	RolledBack  Phase = "rolled-back"  // end: the old system runs again
+	FailedPhase Phase = "failed"       // end: nothing was switched
+)
+
+// Ended tells whether nothing more will happen without a new order. A staged system waits for a boot
+// that is not ours to order, so it ends a deployment, too.
+func (p Phase) Ended() bool {
+	switch p {
+	case Confirmed, RolledBack, FailedPhase, Staged:
+		return true
+	}
+	return false
+}
+
+// Succeeded tells whether the node did what the manifest asked for.
+func (p Phase) Succeeded() bool { return p == Confirmed || p == Staged }
+
+// Beat is a heartbeat: what the controller knows of a node, complete each time, so that a lost one
+// costs nothing. An agent sends one every Interval and whenever the phase changes.
+type Beat struct {
+	Version  int `json:"v"`
+	Interval int `json:"interval"` // seconds until the next one is due
+
+	// The newest manifest that the node accepted, and where it stands.
+	Serial     uint64 `json:"serial"`
+	Deployment string `json:"deployment,omitempty"`
+	Phase      Phase  `json:"phase,omitempty"`
+	Reason     string `json:"reason,omitempty"` // one line, for people
+
+	Closure      string   `json:"closure,omitempty"`    // store path that runs
+	Generation   int      `json:"generation,omitempty"` // of the system profile
+	FailedUnits  []string `json:"failed_units,omitempty"`
+	RebootNeeded bool     `json:"reboot_needed,omitempty"`
+	Kernel       string   `json:"kernel,omitempty"`
+	NixOS        string   `json:"nixos,omitempty"`  // nixos-version of the running closure
+	System       string   `json:"system,omitempty"` // such as x86_64-linux
+	IPv4         string   `json:"ipv4,omitempty"`
+	BootID       string   `json:"boot_id,omitempty"`
+	Agent        string   `json:"agent,omitempty"`   // version of the agent
+	Account      int64    `json:"account,omitempty"` // Unix seconds at which the account JWT that it knows was issued
+
+	Vitals Vitals `json:"vitals"`
+}
+
+// Vitals are the part of a beat that changes all the time and is never written to etcd.
+type Vitals struct {
+	Uptime       int64      `json:"uptime"` // seconds
+	Load         [3]float64 `json:"load"`   // 1, 5 and 15 minutes
+	MemTotal     int64      `json:"mem_total"`
+	MemAvailable int64      `json:"mem_available"` // bytes
+	DiskTotal    int64      `json:"disk_total"`    // bytes, of the file system of /nix/store
+	DiskFree     int64      `json:"disk_free"`
+}
+
+// Look tells a node that its desired state is another than its beat said.
+type Look struct {
+	Version int    `json:"v"`
+	Serial  uint64 `json:"serial"` // 0: a dry-activate
+	Digest  string `json:"digest"` // of the signed manifest
+	Account string `json:"account,omitempty"`
+}
+
+// ManifestQuery is a node asking for the manifest that a Look named; with an empty digest, for the one
+// that it should have.
+type ManifestQuery struct {
+	Digest string `json:"digest,omitempty"`
+}
+
+// ManifestReply is the signed document, zero where nothing was ever deployed.
+type ManifestReply struct {
+	Digest   string `json:"digest,omitempty"`
+	Manifest []byte `json:"manifest,omitempty"`
+	Account  string `json:"account,omitempty"` // the newest account JWT
+}
+
+// BlobQuery asks for a piece of a blob that the node's manifest (by digest) lists.
+type BlobQuery struct {
+	Manifest string `json:"manifest"`
+	Blob     string `json:"blob"`
+	Offset   int64  `json:"offset"`
+}
+
+// BlobReply is a piece of the blob's zstd form, at most ChunkSize bytes.
+type BlobReply struct {
+	Size int64  `json:"size"` // bytes, of the whole compressed blob
+	Data []byte `json:"data"`
+}
+
+// Event is progress that nobody has to receive: a new phase, or lines of a build log.
+type Event struct {
+	Version int       `json:"v"`
+	Time    time.Time `json:"time"`
+	Phase   Phase     `json:"phase"`
+	Reason  string    `json:"reason,omitempty"`
+	Lines   []string  `json:"lines,omitempty"`
+}
+
+// Report is how a manifest ended on a node. It is sent until the controller has acknowledged it.
+type Report struct {
+	Version     int       `json:"v"`
+	Deployment  string    `json:"deployment"`
+	Serial      uint64    `json:"serial"`
+	Mode        Mode      `json:"mode"`
+	Phase       Phase     `json:"phase"`
+	Reason      string    `json:"reason,omitempty"`
+	Before      string    `json:"before,omitempty"`  // closure that ran before
+	Closure     string    `json:"closure,omitempty"` // closure of the manifest, as far as it was built
+	Generation  int       `json:"generation,omitempty"`
+	Built       bool      `json:"built"` // false where there was nothing to build
+	Started     time.Time `json:"started"`
+	Ended       time.Time `json:"ended"`
+	FailedUnits []string  `json:"failed_units,omitempty"`
+	Log         string    `json:"log,omitempty"` // the end of the log of the step that failed, or of a dry run
+}
+
+// MaxReportLog bounds Report.Log, in bytes.
+const MaxReportLog = 16 << 10
+
+// Validate keeps a node from writing more, or elsewhere, than a report needs.
+func (r *Report) Validate() error {
+	switch {
+	case !isToken(r.Deployment):
+		return fmt.Errorf("deployment id %q is not one subject token of at most 64 characters", r.Deployment)
+	case !r.Phase.Ended():
+		return fmt.Errorf("phase %q is not an end", r.Phase)
+	case len(r.Log) > MaxReportLog || len(r.Reason) > 4096 || len(r.FailedUnits) > 1000:
+		return fmt.Errorf("the report is too long")
+	}
+	return nil
+}
+
+// NodeRecord is what the controller keeps of an enrolled node, for as long as it is one.
+type NodeRecord struct {
+	Name     string    `json:"name"`
+	Key      string    `json:"key"`  // public nkey, "U…"
+	XKey     string    `json:"xkey"` // public curve key, "X…": what secrets are sealed to
+	Tags     []string  `json:"tags,omitempty"`
+	IPv4     string    `json:"ipv4,omitempty"`
+	System   string    `json:"system,omitempty"`
+	Enrolled time.Time `json:"enrolled"`
+	By       string    `json:"by,omitempty"`
+}
+
+// Validate checks the record's form.
+func (r *NodeRecord) Validate() error {
+	if err := CheckName(r.Name); err != nil {
+		return err
+	}
+	return checkTags(r.Tags)
+}
+
+func checkTags(tags []string) error {
+	for _, t := range tags {
+		if !label.MatchString(t) {
+			return fmt.Errorf("tag %q: use lower-case letters, digits and inner hyphens, at most 63 characters", t)
+		}
+	}
+	return nil
+}
+
+// Desired is which manifest a node should have.
+type Desired struct {
+	Serial     uint64 `json:"serial"`
+	Digest     string `json:"digest"`
+	Deployment string `json:"deployment"`
+	Mode       Mode   `json:"mode"`
+}
+
+// NodeState is all that the controller knows of a node.
+type NodeState struct {
+	NodeRecord
+	Online   bool       `json:"online"`
+	LastSeen *time.Time `json:"last_seen,omitempty"` // nil: never
+	Beat     *Beat      `json:"beat,omitempty"`      // the last one
+	Desired  *Desired   `json:"desired,omitempty"`
+}
+
+// State sums a node up in a word: new (never seen), lost (its beats stopped), pending (it has not
+// accepted what it should have), idle (nothing was ever deployed), or the phase of its last manifest.
+func (n *NodeState) State() string {
+	switch {
+	case n.Beat == nil:
+		return "new"
+	case !n.Online:
+		return "lost"
+	case n.Desired != nil && n.Desired.Serial > n.Beat.Serial:
+		return "pending"
+	case n.Beat.Phase == "":
+		return "idle"
+	}
+	return string(n.Beat.Phase)
+}
+
+// Page asks for a part of a list, in order of name or id. The answer's Next is the next After; "" ends.
+type Page struct {
+	After string   `json:"after,omitempty"`
+	Limit int      `json:"limit,omitempty"` // 0: as many as fit
+	Names []string `json:"names,omitempty"` // only these
+}
+
+// NodeList answers ListNodes.
+type NodeList struct {
+	Nodes []NodeState `json:"nodes"`
+	Next  string      `json:"next,omitempty"`
+}
+
+// TagsRequest is TagNode's.
+type TagsRequest struct {
+	Node string   `json:"node"`
+	Tags []string `json:"tags"` // all of them, in place of the ones before
+}
+
+// Validate checks the tags' form.
+func (r *TagsRequest) Validate() error { return checkTags(r.Tags) }
+
+// NameRequest is RemoveNode's and ShowDeployment's: a node's name, or a deployment's id.
+type NameRequest struct {
+	Name string `json:"name"`
+}
+
+// DigestList is MissingBlobs' request (which of these?) and answer (these).
+type DigestList struct {
+	Digests []string `json:"digests"`
+}
+
+// BlobPiece is PutBlob's: a piece of a blob's zstd form. Pieces are sent in order; the controller keeps
+// the blob once the last one is there and the whole hashes to Digest. A blob is a file's content or a
+// signed manifest.
+type BlobPiece struct {
+	Digest string `json:"digest"` // SHA-256 of the uncompressed content
+	Size   int64  `json:"size"`   // bytes, of the whole compressed blob
+	Offset int64  `json:"offset"`
+	Data   []byte `json:"data"`
+}
+
+// DeployItem is one node's part of a deployment.
+type DeployItem struct {
+	Node   string `json:"node"`
+	Serial uint64 `json:"serial"`
+	Digest string `json:"digest"` // of the signed manifest, uploaded before as a blob
+}
+
+// DeployRequest is Deploy's: from here on these manifests are wanted. All or none are taken over; a
+// serial that is not above the node's last one is a Conflict that names the node.
+type DeployRequest struct {
+	Deployment string       `json:"deployment"`
+	Mode       Mode         `json:"mode"`
+	Items      []DeployItem `json:"items"`
+}
+
+// Validate checks the request's form.
+func (r *DeployRequest) Validate() error {
+	if !isToken(r.Deployment) {
+		return fmt.Errorf("deployment id %q is not one subject token of at most 64 characters", r.Deployment)
+	}
+	if len(r.Items) == 0 {
+		return fmt.Errorf("the deployment names no node")
+	}
+	for _, i := range r.Items {
+		if CheckName(i.Node) != nil || !IsDigest(i.Digest) || (i.Serial == 0) != (r.Mode == DryActivate) {
+			return fmt.Errorf("the deployment's entry for %q is not valid", i.Node)
+		}
+	}
+	return nil
+}
+
+// Deployment is the record of a deployment. Nodes is empty in lists.
+type Deployment struct {
+	ID      string                `json:"id"`
+	By      string                `json:"by"`
+	Created time.Time             `json:"created"`
+	Mode    Mode                  `json:"mode"`
+	Count   map[Phase]int         `json:"count"` // nodes by phase; "" is pending
+	Nodes   map[string]NodeResult `json:"nodes,omitempty"`
+}
+
+// NodeResult is how far a node is with a deployment. Report is nil until it ended.
+type NodeResult struct {
+	Serial     uint64  `json:"serial"`
+	Phase      Phase   `json:"phase"`                // "" until the node was heard of
+	Superseded string  `json:"superseded,omitempty"` // the deployment that came after, before this one ended here
+	Report     *Report `json:"report,omitempty"`
+}
+
+// DeploymentList answers ListDeployments, newest first.
+type DeploymentList struct {
+	Deployments []Deployment `json:"deployments"`
+	Next        string       `json:"next,omitempty"`
+}
+
+// AuditRecord is one link of a sender's chain of records: Prev is the digest of the record before it
+// ("" for the first). A request is recorded before it runs (Outcome "") and after.
+type AuditRecord struct {
+	Version int       `json:"v"`
+	Seq     uint64    `json:"seq"`
+	Prev    string    `json:"prev"`
+	Time    time.Time `json:"time"`
+	At      string    `json:"at"` // node or controller that writes it
+	User    string    `json:"user,omitempty"`
+	Role    Role      `json:"role,omitempty"`
+	Request string    `json:"request,omitempty"`
+	Action  Action    `json:"action,omitempty"`
+	Target  string    `json:"target,omitempty"`
+	Payload string    `json:"payload,omitempty"` // digest
+	Outcome string    `json:"outcome,omitempty"` // "ok", or a refusal's code
+	Reason  string    `json:"reason,omitempty"`
+}

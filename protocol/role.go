@@ -1,0 +1,105 @@
+package protocol
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/nats-io/jwt/v2"
+)
+
+// Role is what a signing key of the fleet's account may hand out. The four roles of people are
+// ordered: each may do what the ones before it may.
+type Role string
+
+const (
+	Node       Role = "node"       // an agent: speaks as itself, orders nothing
+	Controller Role = "controller" // a controller: carries orders, gives none
+	Viewer     Role = "viewer"     // asks
+	Operator   Role = "operator"   // runs whitelisted commands and actions
+	Deployer   Role = "deployer"   // deploys, rolls back, reboots
+	Admin      Role = "admin"      // everything, and access
+)
+
+// Roles are all roles that a fleet's account has a signing key for.
+var Roles = []Role{Node, Controller, Viewer, Operator, Deployer, Admin}
+
+var people = []Role{Viewer, Operator, Deployer, Admin}
+
+// AtLeast tells whether r may do what least is needed for. Nodes and controllers may order nothing.
+func (r Role) AtLeast(least Role) bool {
+	i, j := slices.Index(people, r), slices.Index(people, least)
+	return i >= 0 && j >= 0 && i >= j
+}
+
+// Action names what a request or a manifest asks for.
+type Action string
+
+const (
+	// Deploy is the action of a manifest, and of the request that hands manifests to the controller.
+	Deploy Action = "deploy"
+
+	// Asked of nodes.
+	Ping    Action = "ping"    // are you there
+	Facts   Action = "facts"   // the heartbeat's facts, fresh
+	Release Action = "release" // let a quarantined closure be tried again
+
+	// Asked of the controller.
+	ListNodes       Action = "nodes"
+	ListDeployments Action = "deployments"
+	ShowDeployment  Action = "deployment"
+	MissingBlobs    Action = "blobs-missing"
+	PutBlob         Action = "blob-put"
+	PutNode         Action = "node-put"
+	RemoveNode      Action = "node-remove"
+	TagNode         Action = "node-tag"
+)
+
+// leastRole is the one table of who may do what. An action without a row needs Admin.
+var leastRole = map[Action]Role{
+	Deploy:          Deployer,
+	Ping:            Viewer,
+	Facts:           Viewer,
+	Release:         Deployer,
+	ListNodes:       Viewer,
+	ListDeployments: Viewer,
+	ShowDeployment:  Viewer,
+	MissingBlobs:    Deployer,
+	PutBlob:         Deployer,
+	PutNode:         Admin,
+	RemoveNode:      Admin,
+	TagNode:         Deployer,
+}
+
+// LeastRole is the role that an action needs.
+func LeastRole(a Action) Role {
+	if r, ok := leastRole[a]; ok {
+		return r
+	}
+	return Admin
+}
+
+// Permissions are what the broker lets a role publish and subscribe; {{name()}} is the user's name.
+// nats-server expands the templates of scoped signing keys itself (its docs: securing_nats/jwt).
+func Permissions(r Role) (jwt.Permissions, error) {
+	const name = "{{name()}}"
+	var pub, sub []string
+	switch r {
+	case Node:
+		pub = []string{"ni.*.reply.*.*." + name, "ni.*.node." + name + ".up.*", "ni.*.node." + name + ".event.*"}
+		sub = []string{"ni.*.node." + name + ".req.*", "ni.*.all.req.*", "ni.*.node." + name + ".down.>"}
+	case Controller:
+		pub = []string{"ni.*.reply.*.*." + ControllerName, "ni.*.node.*.down.>", "ni.*.controller." + name + ".audit",
+			"$JS.API.>", "$JS.ACK.>", "$O.>"}
+		sub = []string{"ni.*.ctl.req.*", "ni.*.node.*.up.*", "ni.*.controller." + name + ".inbox.>"}
+	case Viewer, Operator, Deployer, Admin:
+		for _, tier := range people[:slices.Index(people, r)+1] {
+			for _, to := range []string{"node.*", "all", "ctl"} {
+				pub = append(pub, "ni.*."+to+".req."+string(tier))
+			}
+		}
+		sub = []string{"ni.*.reply." + name + ".>", "ni.*.node.*.event.*"}
+	default:
+		return jwt.Permissions{}, fmt.Errorf("there is no role %q; the roles are %v", r, Roles)
+	}
+	return jwt.Permissions{Pub: jwt.Permission{Allow: pub}, Sub: jwt.Permission{Allow: sub}}, nil
+}

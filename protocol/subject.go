@@ -1,0 +1,139 @@
+package protocol
+
+import (
+	"fmt"
+	"strings"
+)
+
+// The subjects, all below ni.v1 ("v1" is the protocol's version, a wildcard in permissions so that a
+// receiver can tell a sender of another version why it is refused):
+//
+//	node.<node>.req.<role>            a signed request to one node; <role> is the least role of its action
+//	all.req.<role>                    a signed request to every node
+//	ctl.req.<role>                    a signed request to the controller
+//	reply.<user>.<request>.<sender>   an answer to a user; <sender> is a node's name or ControllerName
+//	node.<node>.up.<what>             a node to the controller: beat, manifest, blob, report, ping, audit
+//	node.<node>.down.>                the controller to a node: look, and the inbox for answers to up.*
+//	node.<node>.event.<deployment>    progress and build log of a deployment, for whoever watches
+//	controller.<name>.>               a controller's own inbox and audit records
+//
+// Subjects carry the sender where it matters, and the broker enforces them (Permissions in role.go).
+
+// ControllerName stands for the controller as the sender of an answer and as the target of a request.
+// It is not a DNS label, so that no node can be called that.
+const ControllerName = "_controller"
+
+// Everyone is the target of a request to every node.
+const Everyone = "*"
+
+// What a node tells or asks the controller on node.<node>.up.<what>.
+const (
+	UpBeat     = "beat"
+	UpManifest = "manifest"
+	UpBlob     = "blob"
+	UpReport   = "report"
+	UpPing     = "ping"
+	UpAudit    = "audit"
+)
+
+// subject joins tokens below the protocol's prefix.
+func subject(tokens ...string) string {
+	return fmt.Sprintf("ni.v%d.%s", Version, strings.Join(tokens, "."))
+}
+
+// RequestSubject is where a request for an action is published: target is a node's name, Everyone or
+// ControllerName.
+func RequestSubject(target string, a Action) string {
+	role := string(LeastRole(a))
+	switch target {
+	case ControllerName:
+		return subject("ctl", "req", role)
+	case Everyone:
+		return subject("all", "req", role)
+	}
+	return subject("node", target, "req", role)
+}
+
+// NodeRequests are what a node listens to for requests, in any version of the protocol.
+func NodeRequests(node string) []string {
+	return []string{"ni.*.node." + node + ".req.*", "ni.*.all.req.*"}
+}
+
+// ControllerRequests is what the controller listens to for requests, in any version of the protocol.
+const ControllerRequests = "ni.*.ctl.req.*"
+
+// ReplySubject is where sender answers a user's request.
+func ReplySubject(user, request, sender string) string {
+	return subject("reply", user, request, sender)
+}
+
+// UpSubject is where a node speaks to the controller; node may be "*" for the listener.
+func UpSubject(node, what string) string { return subject("node", node, "up", what) }
+
+// InboxPrefix is under which a node receives what the controller answers.
+func InboxPrefix(node string) string { return subject("node", node, "down") }
+
+// LookSubject is where the controller tells a node to look at its desired state.
+func LookSubject(node string) string { return subject("node", node, "down", "look") }
+
+// EventSubject is where a node publishes the progress of a deployment; node may be "*".
+func EventSubject(node, deployment string) string {
+	return subject("node", node, "event", deployment)
+}
+
+// ControllerInbox is under which a controller receives answers (of JetStream).
+func ControllerInbox(name string) string { return subject("controller", name, "inbox") }
+
+// ControllerAudit is where a controller records the requests that it served.
+func ControllerAudit(name string) string { return subject("controller", name, "audit") }
+
+// AuditSubjects are what the audit stream captures.
+var AuditSubjects = []string{UpSubject("*", UpAudit), ControllerAudit("*")}
+
+// SubjectVersion is the version token of a subject, such as "v1".
+func SubjectVersion(s string) string {
+	if t := strings.SplitN(s, ".", 3); len(t) == 3 && t[0] == "ni" {
+		return t[1]
+	}
+	return ""
+}
+
+// UpSender tells which node published on an up.* subject, as the broker enforced it.
+func UpSender(s string) (node, what string, ok bool) {
+	t := strings.Split(s, ".")
+	if len(t) != 6 || t[0] != "ni" || t[2] != "node" || t[4] != "up" {
+		return "", "", false
+	}
+	return t[3], t[5], CheckName(t[3]) == nil
+}
+
+// EventSender tells which node published on an event subject.
+func EventSender(s string) (node, deployment string, ok bool) {
+	t := strings.Split(s, ".")
+	if len(t) != 6 || t[0] != "ni" || t[2] != "node" || t[4] != "event" {
+		return "", "", false
+	}
+	return t[3], t[5], CheckName(t[3]) == nil
+}
+
+// ReplySender tells who answered on a reply subject.
+func ReplySender(s string) (sender string, ok bool) {
+	t := strings.Split(s, ".")
+	if len(t) != 6 || t[0] != "ni" || t[2] != "reply" {
+		return "", false
+	}
+	return t[5], true
+}
+
+// OwnInbox tells whether an answer to a node may go to this subject. Without the check a node could
+// have the controller speak to another node for it.
+func OwnInbox(node, reply string) bool {
+	return strings.HasPrefix(reply, InboxPrefix(node)+".") && !strings.ContainsAny(reply, "*> ")
+}
+
+// OwnReply tells whether sender may answer there when the requester could not be identified: any
+// user's reply subject, as long as the answer is marked as the sender's own.
+func OwnReply(sender, reply string) bool {
+	s, ok := ReplySender(reply)
+	return ok && s == sender && !strings.ContainsAny(reply, "*> ")
+}
