@@ -1,0 +1,74 @@
+package protocol
+
+import (
+	"testing"
+	"time"
+)
+
+// fuzzDecode feeds a decoder: it must never panic, and what it accepts must survive a round trip.
+func fuzzDecode[T any](f *testing.F, seeds ...any) {
+	for _, s := range seeds {
+		f.Add(Encode(s))
+	}
+	f.Add([]byte(`{}`))
+	f.Add([]byte(`{"v":1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := Decode[T](data)
+		if err != nil {
+			return
+		}
+		if _, err := Decode[T](Encode(m)); err != nil {
+			t.Fatalf("%q was accepted, but not its own encoding: %v", data, err)
+		}
+	})
+}
+
+func FuzzSigned(f *testing.F) {
+	fl := newFleet(f)
+	s := fl.signer(f, "dora", Deployer, time.Time{})
+	request, _, err := s.Request(Ping, "n1", nil, now)
+	must(f, err)
+	doc, err := s.Manifest(manifest(func(*Manifest) {}))
+	must(f, err)
+	f.Add(Encode(request))
+	f.Add(doc)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		signed, err := Decode[Signed](data)
+		if err != nil {
+			return
+		}
+		for _, k := range []Kind{KindRequest, KindManifest} {
+			v, _, err := fl.verifier.Verify(&signed, Expect{Kind: k, Targets: []string{"n1"}, Now: now}, nil)
+			if err == nil && v.Sender.Name != "dora" {
+				t.Fatalf("verified as %+v", v.Sender)
+			}
+		}
+		fl.verifier.Manifest(data, "n1", now) //nolint:errcheck // must only not panic
+	})
+}
+
+func FuzzManifest(f *testing.F)      { fuzzDecode[Manifest](f, manifest(func(*Manifest) {})) }
+func FuzzBeat(f *testing.F)          { fuzzDecode[Beat](f, Beat{Version: 1, Serial: 3}) }
+func FuzzLook(f *testing.F)          { fuzzDecode[Look](f, Look{Version: 1, Serial: 3}) }
+func FuzzReply(f *testing.F)         { fuzzDecode[Reply](f, Answer("n1", Look{}, nil)) }
+func FuzzEvent(f *testing.F)         { fuzzDecode[Event](f, Event{Lines: []string{"x"}}) }
+func FuzzReport(f *testing.F)        { fuzzDecode[Report](f, Report{Deployment: "d", Phase: Confirmed}) }
+func FuzzManifestQuery(f *testing.F) { fuzzDecode[ManifestQuery](f, ManifestQuery{Digest: "d"}) }
+func FuzzManifestReply(f *testing.F) {
+	fuzzDecode[ManifestReply](f, ManifestReply{Manifest: []byte("x")})
+}
+func FuzzBlobQuery(f *testing.F)      { fuzzDecode[BlobQuery](f, BlobQuery{Offset: 1}) }
+func FuzzBlobReply(f *testing.F)      { fuzzDecode[BlobReply](f, BlobReply{Data: []byte("x")}) }
+func FuzzBlobPiece(f *testing.F)      { fuzzDecode[BlobPiece](f, BlobPiece{Data: []byte("x")}) }
+func FuzzDigestList(f *testing.F)     { fuzzDecode[DigestList](f, DigestList{Digests: []string{"x"}}) }
+func FuzzNodeRecord(f *testing.F)     { fuzzDecode[NodeRecord](f, NodeRecord{Name: "n1"}) }
+func FuzzNodeList(f *testing.F)       { fuzzDecode[NodeList](f, NodeList{Nodes: []NodeState{{}}}) }
+func FuzzPage(f *testing.F)           { fuzzDecode[Page](f, Page{After: "n1"}) }
+func FuzzTagsRequest(f *testing.F)    { fuzzDecode[TagsRequest](f, TagsRequest{Node: "n1"}) }
+func FuzzNameRequest(f *testing.F)    { fuzzDecode[NameRequest](f, NameRequest{Name: "n1"}) }
+func FuzzDeployRequest(f *testing.F)  { fuzzDecode[DeployRequest](f, DeployRequest{Deployment: "d"}) }
+func FuzzDeployment(f *testing.F)     { fuzzDecode[Deployment](f, Deployment{ID: "d"}) }
+func FuzzDeploymentList(f *testing.F) { fuzzDecode[DeploymentList](f, DeploymentList{}) }
+func FuzzAuditRecord(f *testing.F)    { fuzzDecode[AuditRecord](f, AuditRecord{Version: 1}) }
+func FuzzEnrolRequest(f *testing.F)   { fuzzDecode[EnrolRequest](f, EnrolRequest{Version: 1}) }
+func FuzzEnrolAnswer(f *testing.F)    { fuzzDecode[EnrolAnswer](f, EnrolAnswer{Version: 1}) }
