@@ -1,0 +1,56 @@
+# The commands of the project; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/nix-infra/nix-infra/protocol.build=$(VERSION)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+
+# Packages whose tests need no root and no lab.
+UNIT := ./protocol/... ./nix/... ./agent/... ./controller/... ./cli/...
+
+.PHONY: help build cross demo test test-unit test-lab soak lint bench clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## the three static programs, into bin/
+	$(GOBUILD) -o bin/nix-infra ./cli/nix-infra
+	$(GOBUILD) -o bin/nix-infra-agent ./agent/nix-infra-agent
+	$(GOBUILD) -o bin/nix-infra-controller ./controller/nix-infra-controller
+
+cross: ## the CLI for macOS and arm64, agent and controller for arm64
+	GOOS=darwin GOARCH=arm64 $(GOBUILD) -o bin/nix-infra-darwin-arm64 ./cli/nix-infra
+	GOOS=darwin GOARCH=amd64 $(GOBUILD) -o bin/nix-infra-darwin-amd64 ./cli/nix-infra
+	GOOS=linux GOARCH=arm64 $(GOBUILD) -o bin/nix-infra-linux-arm64 ./cli/nix-infra
+	GOOS=linux GOARCH=arm64 $(GOBUILD) -o bin/nix-infra-agent-linux-arm64 ./agent/nix-infra-agent
+	GOOS=linux GOARCH=arm64 $(GOBUILD) -o bin/nix-infra-controller-linux-arm64 ./controller/nix-infra-controller
+
+demo: ## a controller, three nodes, two deploys and a rollback, on this machine (root; KEEP=1 leaves it running)
+	@e2e/demo/demo
+
+test: test-unit test-lab ## all tests: unit and integration with the race detector, then real nodes in the lab
+
+test-unit:
+	go test -race -timeout 15m $(UNIT)
+
+test-lab:
+	go test -timeout 30m -v ./e2e/...
+
+soak: ## every fuzzer for FUZZTIME (60s each), then the lab tests ten times over
+	@set -e; for pkg in $$(go list $(UNIT)); do for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	  echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-60s} $$pkg; done; done
+	go test -timeout 6h -count 10 ./e2e
+
+lint: ## gofmt, vet (for macOS too) and staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
+	go vet ./...
+	GOOS=darwin go vet ./protocol/... ./cli/... ./e2e/...
+	go tool staticcheck ./...
+
+bench: ## benchmarks; they measure and never fail on a time
+	go test -run '^$$' -bench . -benchtime 3x $(UNIT)
+
+clean: ## remove what was built, and labs that were left behind
+	rm -rf bin
+	@if [ "$$(id -u)" = 0 ] && [ "$$(uname)" = Linux ]; then e2e/lab/lab gc; fi
