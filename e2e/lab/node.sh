@@ -1,0 +1,52 @@
+# One node, from its first boot to its end: runs in a mount namespace of its own, which takes the mounts with it
+# however the node ends. NODE DIR CGROUP LOWER NETNS ADDRESS GATEWAY come from power.go.
+
+# The host's /sys/fs/cgroup may be v1 or hybrid. Here it is cgroup2, whatever the host's is.
+umount -R -l /sys/fs/cgroup
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+cgroup=/sys/fs/cgroup/$CGROUP
+echo $$ >"$cgroup/cgroup.procs"
+
+# nspawn keeps files by machine name here: nodes of two labs may have the same.
+mkdir -p /run/systemd/nspawn
+mount -t tmpfs tmpfs /run/systemd/nspawn
+
+disk=$DIR
+if [ -e "$DIR/disk.img" ]; then
+  disk=$DIR/disk
+  # After a power cut the kernel may still be letting go of the last mount.
+  while [ -n "$(losetup --associated "$DIR/disk.img")" ]; do sleep 0.02; done
+  mount -o loop "$DIR/disk.img" "$disk"
+  mkdir -p "$disk/upper" "$disk/work" "$disk/containers"
+fi
+mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$disk/upper,workdir=$disk/work" "$DIR/root"
+# On a full disk this fails and the node boots with what it has.
+cp -a --update "$DIR/seed/." "$DIR/root/" || true
+
+[ -e "$DIR/uuid" ] || tr -d - </proc/sys/kernel/random/uuid >"$DIR/uuid"
+# What containers in a node need: an overlay of theirs can't lie on the node's.
+binds="--bind=$disk/containers:/var/lib/containers"
+for device in /dev/net/tun /dev/fuse; do
+  [ ! -e "$device" ] || binds="$binds --bind=$device"
+done
+
+export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 SYSTEMD_NSPAWN_API_VFS_WRITABLE=network
+while :; do
+  # A machine that starts has no rules and no addresses from before; these are what its cable gives it.
+  nsenter --net="$NETNS" sh -euc '
+    nft flush ruleset
+    ip link set lo up
+    ip addr flush dev eth0
+    ip addr add "$ADDRESS" dev eth0
+    ip link set eth0 up
+    ip route replace default via "$GATEWAY"'
+  result=0
+  # shellcheck disable=SC2086 # $binds is a list
+  setsid --wait systemd-nspawn --quiet --register=no --keep-unit --boot --machine="$NODE" --uuid="$(cat "$DIR/uuid")" \
+    --directory="$DIR/root" --network-namespace-path="$NETNS" --capability=CAP_NET_ADMIN,CAP_BPF \
+    --system-call-filter="@keyring bpf" --link-journal=no --resolv-conf=off --timezone=off --console=read-only \
+    $binds || result=$?
+  # 133 is a reboot: with --keep-unit nspawn leaves starting it again to its caller.
+  [ "$result" = 133 ] || exit "$result"
+  echo $$ >"$cgroup/cgroup.procs"
+done

@@ -1,0 +1,2 @@
+# Shared modules of the fleet are imported here. testos itself is not one of them: the flake calls it.
+{ ... }: { imports = [ ]; }
