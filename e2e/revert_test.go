@@ -1,0 +1,199 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nix-infra/nix-infra/agent/reconcile"
+	"github.com/nix-infra/nix-infra/e2e/lab"
+)
+
+// deadline is the time that the deploys of these tests give a node; it must be back within it + 10 s.
+const deadline = 12 * time.Second
+
+// proven gives the node a first configuration that works, and says which closure that is.
+func (f *fleet) proven(names ...string) map[string]string {
+	f.t.Helper()
+	closures := map[string]string{}
+	for _, n := range names {
+		f.write("nodes/"+n+".nix", service("good", ""))
+	}
+	f.must(append([]string{"deploy", "--timeout", "60s", "--settle", "1s", "--batch"}, names...)...)
+	for _, n := range names {
+		closures[n] = f.running(f.nodes[n])
+	}
+	return closures
+}
+
+// isBack checks that a node runs and boots its old closure, with its service, and says so.
+func (f *fleet) isBack(node *lab.Node, old string, since time.Time) status {
+	f.t.Helper()
+	s := f.waitState(node.Name, time.Until(since.Add(deadline+10*time.Second)), "rolled back", func(s status) bool { return s.Online && s.State == "rolled-back" })
+	if got := f.running(node); got != old || s.Closure != old {
+		f.t.Errorf("%s runs %s and says %s, want %s", node.Name, got, s.Closure, old)
+	}
+	if got := f.bootDefault(node); got != old {
+		f.t.Errorf("%s boots %s, want %s", node.Name, got, old)
+	}
+	if got := f.exec(node, "systemctl", "is-active", "hello.service"); got != "active" {
+		f.t.Errorf("%s: hello.service is %s", node.Name, got)
+	}
+	if s.Reason == "" {
+		f.t.Errorf("%s does not say why: %+v", node.Name, s)
+	}
+	return s
+}
+
+func (f *fleet) deployArgs(node string) []string {
+	return []string{"deploy", node, "--timeout", deadline.String(), "--settle", "1s", "--batch"}
+}
+
+func TestRevertOnFailedUnit(t *testing.T) {
+	f := newFleet(t, "n1", "n2")
+	old := f.proven("n1", "n2")
+	f.write("nodes/n1.nix", service("bad", failing))
+	f.write("nodes/n2.nix", service("better", ""))
+	start := time.Now()
+	r := f.cli("deploy", "n1", "n2", "--timeout", deadline.String(), "--settle", "1s", "--batch")
+	if r.code != 1 || !strings.Contains(r.out+r.errOut, "broken.service") {
+		t.Fatalf("a deploy that fails on one of two nodes: %v", r)
+	}
+	s := f.isBack(f.nodes["n1"], old["n1"], start)
+	if s.Serial != 2 || len(s.FailedUnits) != 0 {
+		t.Errorf("%+v", s)
+	}
+	if s := f.status()["n2"]; s.State != "confirmed" || s.Closure == old["n2"] {
+		t.Errorf("n2 should run the new system: %+v", s)
+	}
+	if show := f.must("deployment", "show", s.Deployment, "--log").out; !strings.Contains(show, "about to fail") {
+		t.Errorf("the deployment's record lacks the log of the failed unit: %s", show)
+	}
+
+	// The closure is in quarantine: the same again is refused without another try, until it is released.
+	if r := f.cli(f.deployArgs("n1")...); r.code != 1 || !strings.Contains(r.out+r.errOut, "quarantine") {
+		t.Errorf("a closure that failed before: %v", r)
+	}
+	f.must("node", "release", "n1")
+	if r := f.cli(f.deployArgs("n1")...); r.code != 1 || strings.Contains(r.out+r.errOut, "quarantine") {
+		t.Errorf("a released closure: %v", r)
+	}
+}
+
+// The new configuration drops all packets: the agent can't reach the controller, and neither can anybody
+// tell the node to go back.
+func TestRevertOnLostNetwork(t *testing.T) {
+	f := newFleet(t, "n1")
+	old := f.proven("n1")
+	f.write("nodes/n1.nix", service("cut off", `firewall = "table inet f { chain i { type filter hook input priority 0; policy drop; }; chain o { type filter hook output priority 0; policy drop; }; }";`))
+	start := time.Now()
+	if r := f.cli(f.deployArgs("n1")...); r.code != 1 {
+		t.Errorf("a deploy that cuts the network: %v", r)
+	}
+	f.isBack(f.nodes["n1"], old["n1"], start)
+}
+
+func TestRevertOnHungActivation(t *testing.T) {
+	f := newFleet(t, "n1")
+	old := f.proven("n1")
+	f.write("nodes/n1.nix", service("hangs", `activationScript = "echo hanging; sleep 3600";`))
+	start := time.Now()
+	if r := f.cli(f.deployArgs("n1")...); r.code != 1 {
+		t.Errorf("a deploy whose activation hangs: %v", r)
+	}
+	f.isBack(f.nodes["n1"], old["n1"], start)
+}
+
+// The node loses its power between activation and confirmation.
+func TestRevertOnPowerCut(t *testing.T) {
+	f := newFleet(t, "n1")
+	old, node := f.proven("n1"), f.nodes["n1"]
+	// Activation is done and the checks wait for the units to settle: that is where the power goes.
+	f.write("nodes/n1.nix", service("unproven", ""))
+	f.must("deploy", "n1", "--timeout", "60s", "--settle", "50s", "--batch", "--detach")
+	f.waitState("n1", 30*time.Second, "checking", func(s status) bool { return s.State == "checking" })
+	if f.running(node) == old["n1"] {
+		t.Fatal("checking, and the new system does not run")
+	}
+	if err := node.Kill(f.ctx); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := node.Boot(f.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s := f.isBack(node, old["n1"], start)
+	if !strings.Contains(s.Reason, "reboot") {
+		t.Errorf("the reason does not tell of the reboot: %q", s.Reason)
+	}
+}
+
+// kill -9 of the agent at every step that it journals. A configuration that can't be proven must end on the old
+// closure whichever step the agent died at; one that can must not end on the old one because of a crash that
+// the agent survived, and must end on the old one where the agent stays dead.
+func TestRevertOnAgentKill(t *testing.T) {
+	f := newFleet(t, "n1")
+	node := f.nodes["n1"]
+	if err := node.CopyTo(programs.crash, "/opt/crash-agent", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unit := f.exec(node, "systemctl", "cat", "nix-infra-agent.service")
+	f.write("nodes/n1.nix", service("good", agentUnit(unit, "/opt/crash-agent")))
+	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
+	old := f.running(node)
+	run := 0
+	try := func(t *testing.T, step, more string, stayDead bool) time.Time {
+		run++
+		f.t = t
+		f.write("nodes/n1.nix", service(fmt.Sprintf("run %d", run), agentUnit(unit, "/opt/crash-agent")+more))
+		if err := node.WriteFile("/run/crash-at", []byte(step), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if stayDead {
+			if err := node.WriteFile("/run/crash-stay", nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		start := time.Now()
+		f.must("deploy", "n1", "--timeout", deadline.String(), "--settle", "1s", "--batch", "--detach")
+		f.eventually(30*time.Second, func() string {
+			if _, err := node.ReadFile("/run/crashed"); err != nil {
+				return "the agent did not reach step " + step
+			}
+			return ""
+		})
+		return start
+	}
+	clean := func() {
+		f.exec(node, "rm", "-f", "/run/crash-at", "/run/crash-stay", "/run/crashed")
+	}
+	for _, step := range reconcile.Steps() {
+		t.Run(step+"/bad", func(t *testing.T) {
+			if step == reconcile.StepConfirming || step == reconcile.StepConfirmed {
+				t.Log("a system that can't be proven never gets here")
+				return
+			}
+			start := try(t, step, failing, false)
+			defer clean()
+			f.isBack(node, old, start.Add(5*time.Second)) // building is not part of the deadline
+		})
+	}
+	for _, step := range []string{reconcile.StepActivating, reconcile.StepChecking} {
+		t.Run(step+"/dead", func(t *testing.T) {
+			start := try(t, step, "", true)
+			// Nobody but the timer can bring the old system back now.
+			f.eventually(time.Until(start.Add(deadline+15*time.Second)), func() string {
+				if got := f.running(node); got != old {
+					return "the node runs " + got
+				}
+				return ""
+			})
+			clean()
+			f.isBack(node, old, time.Now())
+		})
+	}
+	f.t = t
+}
