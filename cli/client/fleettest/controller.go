@@ -1,0 +1,243 @@
+package fleettest
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/nats-io/nats.go"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// control answers what is asked of the controller.
+func (f *Fleet) control() {
+	nc := f.Connect("ctl", protocol.Controller)
+	_, err := nc.Subscribe(protocol.ControllerRequests, func(m *nats.Msg) {
+		order, id, err := f.verified(m.Data, protocol.ControllerName)
+		if id.Name == "" {
+			return
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.deaf {
+			return
+		}
+		var body any
+		if err == nil {
+			f.requests = append(f.requests, order.Action)
+			body, err = f.serve(order)
+		}
+		m.Respond(protocol.Encode(protocol.Answer(protocol.ControllerName, body, err)))
+	})
+	must(f.t, err)
+	must(f.t, nc.Flush())
+}
+
+func (f *Fleet) verified(data []byte, targets ...string) (*protocol.Verified, protocol.Identity, error) {
+	signed, err := protocol.Decode[protocol.Signed](data)
+	if err != nil {
+		return nil, protocol.Identity{}, err
+	}
+	return f.verifier.Verify(&signed, protocol.Expect{Kind: protocol.KindRequest, Targets: targets, Now: time.Now()}, nil)
+}
+
+func (f *Fleet) serve(o *protocol.Verified) (any, error) {
+	switch o.Action {
+	case protocol.ListNodes:
+		return f.listNodes(o.Payload)
+	case protocol.PutNode:
+		r, err := protocol.Decode[protocol.NodeRecord](o.Payload)
+		if err != nil {
+			return nil, err
+		}
+		r.By = o.Sender.Name
+		state := f.records[r.Name]
+		if state == nil {
+			state = &protocol.NodeState{}
+			f.records[r.Name] = state
+		}
+		state.NodeRecord = r
+		return nil, nil
+	case protocol.TagNode:
+		r, err := protocol.Decode[protocol.TagsRequest](o.Payload)
+		if err != nil {
+			return nil, err
+		}
+		if f.records[r.Node] == nil {
+			return nil, protocol.Refuse(protocol.Unknown, "there is no node %q", r.Node)
+		}
+		f.records[r.Node].Tags = r.Tags
+		return nil, nil
+	case protocol.RemoveNode:
+		r, err := protocol.Decode[protocol.NameRequest](o.Payload)
+		if err != nil {
+			return nil, err
+		}
+		if f.records[r.Name] == nil {
+			return nil, protocol.Refuse(protocol.Unknown, "there is no node %q", r.Name)
+		}
+		delete(f.records, r.Name)
+		return nil, nil
+	case protocol.MissingBlobs:
+		r, err := protocol.Decode[protocol.DigestList](o.Payload)
+		if err != nil {
+			return nil, err
+		}
+		var missing protocol.DigestList
+		for _, d := range r.Digests {
+			if _, ok := f.blobs[d]; !ok {
+				missing.Digests = append(missing.Digests, d)
+			}
+		}
+		return missing, nil
+	case protocol.PutBlob:
+		return nil, f.putBlob(o.Payload)
+	case protocol.Deploy:
+		return nil, f.deploy(o)
+	case protocol.ShowDeployment:
+		r, err := protocol.Decode[protocol.NameRequest](o.Payload)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range f.deployments {
+			if d.ID == r.Name {
+				return d, nil
+			}
+		}
+		return nil, protocol.Refuse(protocol.Unknown, "there is no deployment %q", r.Name)
+	case protocol.ListDeployments:
+		var list protocol.DeploymentList
+		for _, d := range slices.Backward(f.deployments) {
+			short := *d
+			short.Nodes = nil
+			list.Deployments = append(list.Deployments, short)
+		}
+		return list, nil
+	}
+	return nil, protocol.Refuse(protocol.Unknown, "no action %q here", o.Action)
+}
+
+// pageSize is small, so that lists of a test have several pages.
+const pageSize = 3
+
+func (f *Fleet) listNodes(payload []byte) (any, error) {
+	page, err := protocol.Decode[protocol.Page](payload)
+	if err != nil {
+		return nil, err
+	}
+	var list protocol.NodeList
+	var names []string
+	for name := range f.records {
+		if name > page.After && (len(page.Names) == 0 || slices.Contains(page.Names, name)) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for i, name := range names {
+		if i == pageSize {
+			list.Next = names[i-1]
+			break
+		}
+		list.Nodes = append(list.Nodes, *f.records[name])
+	}
+	return list, nil
+}
+
+func (f *Fleet) putBlob(payload []byte) error {
+	p, err := protocol.Decode[protocol.BlobPiece](payload)
+	if err != nil {
+		return err
+	}
+	if p.Offset != int64(len(f.pieces[p.Digest])) {
+		return protocol.Refuse(protocol.Invalid, "piece at %d, expected %d", p.Offset, len(f.pieces[p.Digest]))
+	}
+	f.pieces[p.Digest] = append(f.pieces[p.Digest], p.Data...)
+	if int64(len(f.pieces[p.Digest])) < p.Size {
+		return nil
+	}
+	d, err := zstd.NewReader(nil)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	data, err := d.DecodeAll(f.pieces[p.Digest], nil)
+	if err != nil || protocol.Digest(data) != p.Digest {
+		return protocol.Refuse(protocol.Invalid, "the blob is not %s", p.Digest)
+	}
+	f.blobs[p.Digest] = data
+	return nil
+}
+
+func (f *Fleet) deploy(o *protocol.Verified) error {
+	r, err := protocol.Decode[protocol.DeployRequest](o.Payload)
+	if err != nil {
+		return err
+	}
+	d := &protocol.Deployment{ID: r.Deployment, By: o.Sender.Name, Created: time.Now().UTC(), Mode: r.Mode, Nodes: map[string]protocol.NodeResult{}}
+	manifests := map[string]*protocol.Manifest{}
+	for _, item := range r.Items {
+		m, _, err := f.verifier.Manifest(f.blobs[item.Digest], item.Node, time.Now())
+		if err != nil {
+			return err
+		}
+		for _, b := range m.Blobs() {
+			if _, ok := f.blobs[b]; !ok {
+				return protocol.Refuse(protocol.Invalid, "blob %s of %s was not uploaded", b, item.Node)
+			}
+		}
+		n := f.records[item.Node]
+		if r.Mode != protocol.DryActivate && n.Desired != nil && item.Serial <= n.Desired.Serial {
+			return protocol.Refuse(protocol.Conflict, "%s has serial %d already", item.Node, n.Desired.Serial)
+		}
+		manifests[item.Node] = m
+		d.Nodes[item.Node] = protocol.NodeResult{Serial: item.Serial}
+	}
+	for _, item := range r.Items {
+		if r.Mode != protocol.DryActivate {
+			f.records[item.Node].Desired = &protocol.Desired{Serial: item.Serial, Digest: item.Digest, Deployment: r.Deployment, Mode: r.Mode}
+		}
+		if n := f.nodes[item.Node]; n != nil {
+			go n.deploy(manifests[item.Node])
+		}
+	}
+	f.deployments = append(f.deployments, d)
+	d.Count = count(d)
+	return nil
+}
+
+func count(d *protocol.Deployment) map[protocol.Phase]int {
+	c := map[protocol.Phase]int{}
+	for _, r := range d.Nodes {
+		c[r.Phase]++
+	}
+	return c
+}
+
+// Blob is what the controller keeps under a digest.
+func (f *Fleet) Blob(digest string) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.blobs[digest]
+}
+
+// Manifest is the one that a node should have.
+func (f *Fleet) Manifest(node string) *protocol.Manifest {
+	r := f.Record(node)
+	if r == nil || r.Desired == nil {
+		f.t.Fatalf("nothing is desired of %s", node)
+	}
+	m, _, err := f.verifier.Manifest(f.Blob(r.Desired.Digest), node, time.Now())
+	must(f.t, err)
+	return m
+}
+
+// Tree is the content of the files that a node should have.
+func (f *Fleet) Tree(node string) map[string]string {
+	tree := map[string]string{}
+	for _, file := range f.Manifest(node).Files {
+		tree[file.Path] = strings.Clone(string(f.Blob(file.SHA256)))
+	}
+	return tree
+}

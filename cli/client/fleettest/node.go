@@ -1,0 +1,133 @@
+package fleettest
+
+import (
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// Node is an enrolled node that is connected and beats.
+type Node struct {
+	Name   string
+	fleet  *Fleet
+	nc     *nats.Conn
+	script Script // under fleet.mu
+}
+
+// Script is what a node does.
+type Script struct {
+	// Ends tells how the node ends a manifest; nil: confirmed.
+	Ends func(m *protocol.Manifest) protocol.Report
+	// Lines are the build log of every manifest.
+	Lines []string
+	// Answers is what the node says to a request; nil: yes.
+	Answers func(o *protocol.Verified) (any, error)
+}
+
+// Script has the node do so from here on.
+func (n *Node) Script(s Script) {
+	n.fleet.mu.Lock()
+	defer n.fleet.mu.Unlock()
+	n.script = s
+}
+
+func (n *Node) does() Script {
+	n.fleet.mu.Lock()
+	defer n.fleet.mu.Unlock()
+	return n.script
+}
+
+// Register makes a node known that was never seen.
+func (f *Fleet) Register(name string, tags ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.records[name] = &protocol.NodeState{NodeRecord: protocol.NodeRecord{
+		Name: name, Tags: tags, IPv4: "192.0.2.7", System: "x86_64-linux", By: "test", Enrolled: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}
+}
+
+// Add makes a node that is connected.
+func (f *Fleet) Add(name string, tags ...string) *Node {
+	f.Register(name, tags...)
+	n := &Node{Name: name, fleet: f, nc: f.Connect(name, protocol.Node)}
+	for _, subject := range protocol.NodeRequests(name) {
+		_, err := n.nc.Subscribe(subject, n.serve)
+		must(f.t, err)
+	}
+	must(f.t, n.nc.Flush())
+	f.mu.Lock()
+	f.nodes[name] = n
+	f.mu.Unlock()
+	n.beat(protocol.Beat{})
+	return n
+}
+
+// Vanish takes the node off the network; the controller knows at once.
+func (n *Node) Vanish() {
+	n.nc.Close()
+	n.fleet.mu.Lock()
+	defer n.fleet.mu.Unlock()
+	delete(n.fleet.nodes, n.Name)
+	if r := n.fleet.records[n.Name]; r != nil {
+		r.Online = false
+	}
+}
+
+// Say publishes anything as this node, as far as the broker lets it.
+func (n *Node) Say(subject string, data []byte) {
+	n.nc.Publish(subject, data)
+	n.nc.Flush()
+}
+
+func (n *Node) beat(b protocol.Beat) {
+	now := time.Now().UTC()
+	b.Version, b.Interval, b.System, b.NixOS, b.Agent = protocol.Version, 10, "x86_64-linux", "25.11", "test"
+	n.fleet.mu.Lock()
+	defer n.fleet.mu.Unlock()
+	r := n.fleet.records[n.Name]
+	r.Online, r.LastSeen, r.Beat = true, &now, &b
+}
+
+func (n *Node) serve(m *nats.Msg) {
+	o, id, err := n.fleet.verified(m.Data, n.Name, protocol.Everyone)
+	if id.Name == "" {
+		return
+	}
+	var body any
+	if answers := n.does().Answers; err == nil && answers != nil {
+		body, err = answers(o)
+	}
+	header := protocol.Header{}
+	if o != nil {
+		header = o.Header
+	}
+	n.nc.Publish(protocol.ReplySubject(id.Name, header.ID, n.Name), protocol.Encode(protocol.Answer(n.Name, body, err)))
+}
+
+// deploy goes through a manifest as an agent would, in no time.
+func (n *Node) deploy(m *protocol.Manifest) {
+	say := func(e protocol.Event) {
+		e.Version, e.Time = protocol.Version, time.Now().UTC()
+		n.nc.Publish(protocol.EventSubject(n.Name, m.Deployment), protocol.Encode(e))
+	}
+	script := n.does()
+	say(protocol.Event{Phase: protocol.Building, Lines: script.Lines})
+	say(protocol.Event{Phase: protocol.Activating})
+	report := protocol.Report{Phase: protocol.Confirmed, Closure: "/nix/store/00000000000000000000000000000000-nixos-system", Generation: 2, Built: true}
+	if script.Ends != nil {
+		report = script.Ends(m)
+	}
+	report.Version, report.Deployment, report.Serial, report.Mode = protocol.Version, m.Deployment, m.Serial, m.Mode
+	report.Started, report.Ended = m.Created, m.Created.Add(time.Second)
+	n.fleet.mu.Lock()
+	for _, d := range n.fleet.deployments {
+		if d.ID == m.Deployment {
+			d.Nodes[n.Name] = protocol.NodeResult{Serial: m.Serial, Phase: report.Phase, Report: &report}
+			d.Count = count(d)
+		}
+	}
+	n.fleet.mu.Unlock()
+	n.beat(protocol.Beat{Serial: m.Serial, Deployment: m.Deployment, Phase: report.Phase, Reason: report.Reason, Closure: report.Closure, Generation: report.Generation})
+	say(protocol.Event{Phase: report.Phase, Reason: report.Reason})
+}
