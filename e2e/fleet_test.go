@@ -26,6 +26,7 @@ var programs struct {
 	dir   string // nix-infra, nix-infra-agent, nix-infra-controller, as `make build` makes them
 	crash string // an agent that kills itself at a step (e2e/crashagent)
 	next  string // the agent again, with version "next"
+	evil  string // a broker that was broken into (e2e/evilbroker)
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -48,12 +49,14 @@ func run(m *testing.M) int {
 	programs.dir = dir
 	programs.crash = filepath.Join(dir, "crash-agent")
 	programs.next = filepath.Join(dir, "next-agent")
+	programs.evil = filepath.Join(dir, "evilbroker")
 	for _, b := range []struct{ out, pkg, version string }{
 		{filepath.Join(dir, "nix-infra"), "cli/nix-infra", "under-test"},
 		{filepath.Join(dir, "nix-infra-agent"), "agent/nix-infra-agent", "under-test"},
 		{filepath.Join(dir, "nix-infra-controller"), "controller/nix-infra-controller", "under-test"},
 		{programs.crash, "e2e/crashagent", "under-test"},
 		{programs.next, "agent/nix-infra-agent", "next"},
+		{programs.evil, "e2e/evilbroker", "under-test"},
 	} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/nix-infra/nix-infra/protocol.build="+b.version, "-o", b.out, "../"+b.pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
