@@ -60,14 +60,13 @@ func delegate(cgroup string) {
 
 // killCgroup kills every process of the tree at once, and returns when they are gone.
 func killCgroup(ctx context.Context, cgroup string) error {
-	err := os.WriteFile(filepath.Join(cgroup, "cgroup.kill"), []byte("1"), 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	return awaitEmpty(ctx, cgroup, func() error {
+		err := os.WriteFile(filepath.Join(cgroup, "cgroup.kill"), []byte("1"), 0)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
 		return err
-	}
-	return awaitEmpty(ctx, cgroup)
+	})
 }
 
 func populated(cgroup string) bool {
@@ -75,8 +74,9 @@ func populated(cgroup string) bool {
 	return err == nil && strings.Contains(string(data), "populated 1")
 }
 
-// awaitEmpty returns when the tree has no process any more.
-func awaitEmpty(ctx context.Context, cgroup string) error {
+// awaitEmpty returns when the tree has no process any more. Until then it calls again, if there is one, every
+// now and then: a process may join the tree just after the others were killed.
+func awaitEmpty(ctx context.Context, cgroup string, again func() error) error {
 	f, err := os.Open(filepath.Join(cgroup, "cgroup.events"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -86,7 +86,12 @@ func awaitEmpty(ctx context.Context, cgroup string) error {
 	}
 	defer f.Close()
 	for populated(cgroup) {
-		// The kernel signals a change of the file as an exceptional condition; the bound is for ctx only.
+		if again != nil {
+			if err := again(); err != nil {
+				return err
+			}
+		}
+		// The kernel signals a change of the file as an exceptional condition; the bound is for ctx and again.
 		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
 		if _, err := unix.Poll(fds, 100); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("poll %s: %w", f.Name(), err)

@@ -116,8 +116,8 @@ func command(ctx context.Context, argv ...string) *exec.Cmd {
 }
 
 // grouped is nsenter with these arguments, started in that cgroup: outside the caller's, so that it belongs
-// to the lab and dies with it.
+// to the lab and dies with it. When the lab or the node is gone there is no group to join, and nothing runs.
 func grouped(ctx context.Context, cgroup string, nsenterArgs []string) *exec.Cmd {
-	const script = `mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && exec nsenter "$@"`
+	const script = `[ -d "$0" ] || mkdir "$0" 2>/dev/null || [ -d "$0" ]; echo $$ >"$0/cgroup.procs" && exec nsenter "$@"`
 	return command(ctx, append([]string{"/bin/sh", "-c", script, cgroup}, nsenterArgs...)...)
 }

@@ -95,6 +95,9 @@ func Open(ctx context.Context, o Options) (*Lab, error) {
 	if err := l.ensureSwitch(ctx); err != nil {
 		return nil, err
 	}
+	if err := os.MkdirAll(l.cgroup(), 0o755); err != nil {
+		return nil, fmt.Errorf("lab %s: %w", l.name, err)
+	}
 	return l, nil
 }
 

@@ -90,7 +90,7 @@ func (l *Lab) writeHosts(ctx context.Context) error {
 			return fmt.Errorf("node %s: %w", n.Name, err)
 		}
 		if n.leader() != 0 {
-			if err := n.write(ctx, "/etc/hosts", &hosts, 0o644); err != nil {
+			if err := n.write(ctx, "/etc/hosts", bytes.NewReader(hosts.Bytes()), 0o644); err != nil {
 				return err
 			}
 		}

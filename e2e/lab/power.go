@@ -139,7 +139,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	if err := n.signal(signalPowerOff); err != nil {
 		return err
 	}
-	if err := awaitEmpty(ctx, n.cgroup()); err != nil {
+	if err := awaitEmpty(ctx, n.cgroup(), nil); err != nil {
 		return fmt.Errorf("node %s: shutting down: %w", n.Name, err)
 	}
 	return nil
