@@ -1,0 +1,333 @@
+package controller
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nkeys"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// Bounds of an answer, well below protocol.MaxMessage.
+const (
+	maxListed      = 500
+	maxListedBytes = 1 << 20
+	maxAsked       = 5000
+	maxShownBytes  = 2 << 20
+)
+
+func (t *term) listNodes(_ context.Context, order *protocol.Verified) (any, error) {
+	page, err := payload[protocol.Page](order)
+	if err != nil {
+		return nil, err
+	}
+	names := t.fleet.names()
+	if len(page.Names) > 0 {
+		wanted := make(map[string]bool, len(page.Names))
+		for _, n := range page.Names {
+			wanted[n] = true
+		}
+		names = slices.DeleteFunc(names, func(n string) bool { return !wanted[n] })
+	}
+	limit := maxListed
+	if page.Limit > 0 {
+		limit = min(limit, page.Limit)
+	}
+	start, found := slices.BinarySearch(names, page.After)
+	if found {
+		start++
+	}
+	list := protocol.NodeList{Nodes: []protocol.NodeState{}}
+	size := 0
+	for _, name := range names[start:] {
+		if len(list.Nodes) >= limit || size > maxListedBytes {
+			list.Next = list.Nodes[len(list.Nodes)-1].Name
+			break
+		}
+		if s, ok := t.nodeState(name); ok {
+			list.Nodes = append(list.Nodes, s)
+			size += len(protocol.Encode(s))
+		}
+	}
+	return list, nil
+}
+
+func (t *term) nodeState(name string) (protocol.NodeState, bool) {
+	record, ok := t.fleet.node(name)
+	if !ok {
+		return protocol.NodeState{}, false
+	}
+	s := protocol.NodeState{NodeRecord: record}
+	if d, ok := t.fleet.wanted(name); ok {
+		s.Desired = &d
+	}
+	if a, ok := t.alive.State(name); ok {
+		s.Online, s.LastSeen, s.Beat = a.Online, &a.Seen, &a.Beat
+	}
+	return s, true
+}
+
+// superseded is the phase under which Deployment.Count has nodes that will not end a deployment any more,
+// because a newer one came.
+const superseded protocol.Phase = "superseded"
+
+// progress is how far a node is with its part of a deployment: what it reported, or what it beats.
+func (t *term) progress(d *deployment, node string, p part) (phase protocol.Phase, by string) {
+	if p.phase != "" {
+		return p.phase, ""
+	}
+	if d.Mode != protocol.DryActivate {
+		if w, ok := t.fleet.desired[node]; ok && w.Serial > p.serial {
+			by = w.Deployment
+		}
+	}
+	if a, ok := t.alive.State(node); ok && a.Beat.Deployment == d.ID && a.Beat.Serial == p.serial {
+		phase = a.Beat.Phase
+	}
+	return phase, by
+}
+
+// summary is a deployment without its nodes.
+func (t *term) summary(id string) (protocol.Deployment, bool) {
+	t.fleet.mu.RLock()
+	defer t.fleet.mu.RUnlock()
+	d, ok := t.fleet.deployments[id]
+	if !ok {
+		return protocol.Deployment{}, false
+	}
+	s := protocol.Deployment{ID: d.ID, By: d.By, Created: d.Created, Mode: d.Mode, Count: map[protocol.Phase]int{}}
+	for node, p := range d.parts {
+		phase, by := t.progress(d, node, p)
+		if by != "" {
+			phase = superseded
+		}
+		s.Count[phase]++
+	}
+	return s, true
+}
+
+func (t *term) listDeployments(_ context.Context, order *protocol.Verified) (any, error) {
+	page, err := payload[protocol.Page](order)
+	if err != nil {
+		return nil, err
+	}
+	limit := 50
+	if page.Limit > 0 {
+		limit = min(maxDeployments, page.Limit)
+	}
+	ids := t.fleet.newest()
+	if page.After != "" {
+		i := slices.Index(ids, page.After)
+		if i < 0 {
+			return nil, protocol.Refuse(protocol.Unknown, "deployment %s is not on record (any more)", page.After)
+		}
+		ids = ids[i+1:]
+	}
+	list := protocol.DeploymentList{Deployments: []protocol.Deployment{}}
+	for _, id := range ids {
+		if len(page.Names) > 0 && !slices.Contains(page.Names, id) {
+			continue
+		}
+		if len(list.Deployments) == limit {
+			list.Next = list.Deployments[limit-1].ID
+			break
+		}
+		if s, ok := t.summary(id); ok {
+			list.Deployments = append(list.Deployments, s)
+		}
+	}
+	return list, nil
+}
+
+func (t *term) showDeployment(ctx context.Context, order *protocol.Verified) (any, error) {
+	r, err := payload[protocol.NameRequest](order)
+	if err != nil {
+		return nil, err
+	}
+	d, ok := t.summary(r.Name)
+	if !ok {
+		return nil, protocol.Refuse(protocol.Unknown, "deployment %s is not on record (any more)", short(r.Name, 64))
+	}
+	entries, err := t.c.store.Entries(ctx, d.ID)
+	if err != nil {
+		return nil, err
+	}
+	d.Nodes = make(map[string]protocol.NodeResult, len(entries))
+	t.fleet.mu.RLock()
+	kept := t.fleet.deployments[d.ID]
+	for node, e := range entries {
+		result := protocol.NodeResult{Serial: e.Serial, Report: e.Report}
+		if kept != nil {
+			result.Phase, result.Superseded = t.progress(kept, node, partOf(e, 0))
+		}
+		d.Nodes[node] = result
+	}
+	t.fleet.mu.RUnlock()
+	return fit(d), nil
+}
+
+// fit leaves out what is least missed until the answer is small enough: logs, then all of the reports
+// but their reason. Each place says so.
+func fit(d protocol.Deployment) protocol.Deployment {
+	const left = "(left out: the answer would be too large)"
+	trims := []func(*protocol.Report) *protocol.Report{
+		func(r *protocol.Report) *protocol.Report {
+			if r.Log != "" {
+				r.Log = left
+			}
+			return r
+		},
+		func(r *protocol.Report) *protocol.Report {
+			return &protocol.Report{Version: r.Version, Deployment: r.Deployment, Serial: r.Serial, Mode: r.Mode, Phase: r.Phase,
+				Reason: short(r.Reason, 80), Started: r.Started, Ended: r.Ended, Log: left}
+		},
+		func(*protocol.Report) *protocol.Report { return nil },
+	}
+	for _, trim := range trims {
+		if len(protocol.Encode(d)) <= maxShownBytes {
+			break
+		}
+		for node, n := range d.Nodes {
+			if n.Report != nil {
+				n.Report = trim(n.Report)
+				d.Nodes[node] = n
+			}
+		}
+	}
+	return d
+}
+
+func (t *term) putNode(ctx context.Context, order *protocol.Verified) (any, error) {
+	r, err := payload[protocol.NodeRecord](order)
+	if err != nil {
+		return nil, err
+	}
+	if !nkeys.IsValidPublicUserKey(r.Key) || !nkeys.IsValidPublicCurveKey(r.XKey) {
+		return nil, protocol.Refuse(protocol.Invalid, "the record of %s has no valid key and xkey", r.Name)
+	}
+	t.changing.Lock()
+	defer t.changing.Unlock()
+	if before, ok := t.fleet.node(r.Name); ok {
+		if before.Key != r.Key {
+			return nil, protocol.Refuse(protocol.Conflict, "node %s is enrolled with another key (%s); if it was set up anew, remove it first", r.Name, before.Key)
+		}
+		if r.Enrolled.IsZero() {
+			r.Enrolled = before.Enrolled
+		}
+	}
+	if r.Enrolled.IsZero() {
+		r.Enrolled = time.Now().UTC()
+	}
+	r.By = order.Sender.Name
+	if err := t.lead.PutNode(ctx, r); err != nil {
+		return nil, err
+	}
+	t.fleet.putNode(r)
+	return r, nil
+}
+
+func unknownNode(name string) error {
+	return protocol.Refuse(protocol.Unknown, "there is no node %s; see `nix-infra nodes`", short(name, 64))
+}
+
+func (t *term) removeNode(ctx context.Context, order *protocol.Verified) (any, error) {
+	r, err := payload[protocol.NameRequest](order)
+	if err != nil {
+		return nil, err
+	}
+	t.changing.Lock()
+	defer t.changing.Unlock()
+	if !t.fleet.enrolled(r.Name) {
+		return nil, unknownNode(r.Name)
+	}
+	if err := t.lead.RemoveNode(ctx, r.Name); err != nil {
+		return nil, err
+	}
+	t.fleet.removeNode(r.Name) // from here on its beats don't count
+	t.alive.Forget(r.Name)
+	// Once more: a beat may have been written down in between.
+	return nil, t.lead.RemoveNode(ctx, r.Name)
+}
+
+func (t *term) tagNode(ctx context.Context, order *protocol.Verified) (any, error) {
+	r, err := payload[protocol.TagsRequest](order)
+	if err != nil {
+		return nil, err
+	}
+	t.changing.Lock()
+	defer t.changing.Unlock()
+	record, ok := t.fleet.node(r.Node)
+	if !ok {
+		return nil, unknownNode(r.Node)
+	}
+	slices.Sort(r.Tags)
+	record.Tags = slices.Compact(r.Tags)
+	if err := t.lead.PutNode(ctx, record); err != nil {
+		return nil, err
+	}
+	t.fleet.putNode(record)
+	return record, nil
+}
+
+func (t *term) missingBlobs(_ context.Context, order *protocol.Verified) (any, error) {
+	asked, err := payload[protocol.DigestList](order)
+	if err != nil {
+		return nil, err
+	}
+	if len(asked.Digests) > maxAsked {
+		return nil, protocol.Refuse(protocol.Invalid, "%d digests at once, the limit is %d", len(asked.Digests), maxAsked)
+	}
+	missing := protocol.DigestList{Digests: []string{}}
+	for _, d := range asked.Digests {
+		if !protocol.IsDigest(d) {
+			return nil, protocol.Refuse(protocol.Invalid, "%q is not a digest", short(d, 80))
+		}
+		// Whoever asks is about to deploy: what is there must stay until then.
+		if !t.blobs.Touch(d) {
+			missing.Digests = append(missing.Digests, d)
+		}
+	}
+	return missing, nil
+}
+
+func (t *term) putBlob(ctx context.Context, order *protocol.Verified) (any, error) {
+	p, err := payload[protocol.BlobPiece](order)
+	if err != nil {
+		return nil, err
+	}
+	if t.blobs.Touch(p.Digest) {
+		return nil, nil
+	}
+	content, done, err := t.uploads.piece(order.Sender.Name, p)
+	if err != nil || !done {
+		return nil, err
+	}
+	plain, err := t.decoder.DecodeAll(content, nil)
+	if err != nil {
+		return nil, protocol.Refuse(protocol.Invalid, "blob %s can't be decompressed, or to more than %d bytes: %v", p.Digest, protocol.MaxFileSize, err)
+	}
+	if protocol.Digest(plain) != p.Digest {
+		return nil, protocol.Refuse(protocol.Invalid, "blob %s has another content than its digest says", p.Digest)
+	}
+	return nil, t.blobs.Put(ctx, p.Digest, content)
+}
+
+// sameDeployment tells whether a deployment on record is the one that is asked for again, by somebody
+// who did not get the answer.
+func (f *fleet) sameDeployment(r protocol.DeployRequest, by string) (exists, same bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	d, exists := f.deployments[r.Deployment]
+	if !exists || d.By != by || len(d.parts) != len(r.Items) {
+		return exists, false
+	}
+	for _, i := range r.Items {
+		if p, ok := d.parts[i.Node]; !ok || !strings.EqualFold(p.digest, i.Digest) {
+			return true, false
+		}
+	}
+	return true, true
+}

@@ -1,0 +1,196 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// Stage is how far a deployment was taken over. A fleet does not fit into one transaction of etcd, so
+// that the all-or-none is in the one write that makes it committed:
+//
+//	prepared   its entries are being written; a controller that starts and finds it removes it
+//	committed  its desired states are being written; a controller that starts and finds it goes on
+//	released   done
+type Stage string
+
+const (
+	prepared  Stage = "prepared"
+	committed Stage = "committed"
+	released  Stage = "released"
+)
+
+// Deployment is a deployment's record.
+type Deployment struct {
+	ID      string        `json:"id"`
+	By      string        `json:"by"`
+	Created time.Time     `json:"created"`
+	Mode    protocol.Mode `json:"mode"`
+	Stage   Stage         `json:"stage"`
+}
+
+// Entry is one node's part of a deployment.
+type Entry struct {
+	Digest string           `json:"digest"` // of the signed manifest
+	Serial uint64           `json:"serial"`
+	Report *protocol.Report `json:"report,omitempty"`
+}
+
+func entries(id string) string { return deployments + id + "/nodes/" }
+
+// ErrUnsettled says that etcd failed at a moment after which only Recover can tell whether a
+// deployment was taken over. The leader must end its term, so that the next one recovers.
+var ErrUnsettled = errors.New("it is not settled whether the deployment was taken over; look at `deployments` in a moment")
+
+// Release takes over a deployment, all of it or none: when it returns nil nothing of it can be lost
+// any more; when it returns an error other than ErrUnsettled there is nothing of it. The caller has
+// checked the serials, and releases one deployment at a time.
+func (t *Term) Release(ctx context.Context, d Deployment, items map[string]Entry) error {
+	d.Stage = prepared
+	if err := t.write(ctx, put(deployments+d.ID, d)); err != nil {
+		return err
+	}
+	ops := make([]clientv3.Op, 0, len(items))
+	for node, e := range items {
+		ops = append(ops, put(entries(d.ID)+node, e))
+	}
+	err := t.writeAll(ctx, ops)
+	if err != nil {
+		return t.abandon(d.ID, err)
+	}
+	d.Stage = committed
+	if err := t.write(ctx, put(deployments+d.ID, d)); err != nil {
+		// Whether this one write was made is not known. Removing it settles that.
+		return t.abandon(d.ID, err)
+	}
+	if err := t.finish(ctx, d, items); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnsettled, err)
+	}
+	return nil
+}
+
+// abandon removes a deployment that is not committed. The time of whoever asked may be over by now.
+func (t *Term) abandon(id string, why error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := t.RemoveDeployment(ctx, id); err != nil {
+		return fmt.Errorf("%w: %w, then %w", ErrUnsettled, why, err)
+	}
+	return why
+}
+
+// finish writes the desired states of a committed deployment. It may be done twice.
+func (t *Term) finish(ctx context.Context, d Deployment, items map[string]Entry) error {
+	if d.Mode != protocol.DryActivate {
+		ops := make([]clientv3.Op, 0, len(items))
+		for node, e := range items {
+			ops = append(ops, put(desired+node, protocol.Desired{Serial: e.Serial, Digest: e.Digest, Deployment: d.ID, Mode: d.Mode}))
+		}
+		if err := t.writeAll(ctx, ops); err != nil {
+			return err
+		}
+	}
+	d.Stage = released
+	return t.write(ctx, put(deployments+d.ID, d))
+}
+
+// Recover finishes or removes what a controller that was killed left half done. It must be called
+// before anything is read for serving.
+func (t *Term) Recover(ctx context.Context) error {
+	var half []Deployment
+	err := t.store.Deployments(ctx, func(d Deployment) {
+		if d.Stage != released {
+			half = append(half, d)
+		}
+	}, nil)
+	if err != nil || len(half) == 0 {
+		return err
+	}
+	enrolled, err := t.store.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	wanted, err := t.store.Desired(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range half {
+		if d.Stage == prepared {
+			if err := t.RemoveDeployment(ctx, d.ID); err != nil {
+				return err
+			}
+			continue
+		}
+		items, err := t.store.Entries(ctx, d.ID)
+		if err != nil {
+			return err
+		}
+		for node, e := range items {
+			if _, ok := enrolled[node]; !ok || e.Serial <= wanted[node].Serial {
+				delete(items, node) // written before, or the node is gone
+			}
+		}
+		if err := t.finish(ctx, d, items); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Deployments reads all deployments, and with a second function also all their entries, with the
+// bytes that each takes. An entry may come before its deployment's record.
+func (s *Store) Deployments(ctx context.Context, each func(Deployment), entry func(id, node string, e Entry, size int)) error {
+	return s.scan(ctx, deployments, func(kv *mvccpb.KeyValue) error {
+		id, node, isEntry := strings.Cut(strings.TrimPrefix(string(kv.Key), deployments), "/nodes/")
+		if !isEntry {
+			d, err := decode[Deployment](kv)
+			if err == nil {
+				each(d)
+			}
+			return err
+		}
+		if entry == nil {
+			return nil
+		}
+		e, err := decode[Entry](kv)
+		if err == nil {
+			entry(id, node, e, len(kv.Value))
+		}
+		return err
+	})
+}
+
+// Entries are a deployment's nodes, by name.
+func (s *Store) Entries(ctx context.Context, id string) (map[string]Entry, error) {
+	return load[Entry](ctx, s, entries(id))
+}
+
+// Entry is one node's part of a deployment; false: it has none.
+func (s *Store) Entry(ctx context.Context, id, node string) (Entry, bool, error) {
+	r, err := s.client.Get(ctx, entries(id)+node)
+	if err != nil {
+		return Entry{}, false, fmt.Errorf("can't read from etcd: %w", err)
+	}
+	if len(r.Kvs) == 0 {
+		return Entry{}, false, nil
+	}
+	e, err := decode[Entry](r.Kvs[0])
+	return e, err == nil, err
+}
+
+// PutEntry changes one node's part of a deployment.
+func (t *Term) PutEntry(ctx context.Context, id, node string, e Entry) error {
+	return t.write(ctx, put(entries(id)+node, e))
+}
+
+// RemoveDeployment removes a deployment with all its entries.
+func (t *Term) RemoveDeployment(ctx context.Context, id string) error {
+	return t.write(ctx, clientv3.OpDelete(entries(id), clientv3.WithPrefix()), clientv3.OpDelete(deployments+id))
+}
