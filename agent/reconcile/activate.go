@@ -1,0 +1,309 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nix-infra/nix-infra/agent/health"
+	"github.com/nix-infra/nix-infra/nix"
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// Names of our gc roots.
+const (
+	rootBuilt   = "built"
+	rootNew     = "new"
+	rootOld     = "old"
+	rootCurrent = "current"
+)
+
+const (
+	evidenceUnits = 10 // newly failed units whose journals go into the report
+	evidenceLines = 20
+	activateLines = 100
+	evidenceTime  = 10 * time.Second
+)
+
+// revert is the way back: to what ran or, in mode boot, to what would have booted.
+func (a *attempt) revert() Revert {
+	r := Revert{Serial: a.Serial, Old: a.Old, Timeout: time.Duration(a.Timeout) * time.Second}
+	if a.Mode == protocol.Boot {
+		r.Old = a.OldProfile
+	}
+	return r
+}
+
+func (a *attempt) activation() Job {
+	// systemd's own limit is only there for the case that neither timer nor agent is.
+	return Job{Unit: unitName("activate", a.Serial, "service"), Closure: a.New, Action: "test",
+		Timeout: time.Duration(a.Timeout+60) * time.Second}
+}
+
+func (a *attempt) bootJob() Job {
+	return Job{Unit: unitName("boot", a.Serial, "service"), Closure: a.New, Action: "boot", Timeout: bootTimeout}
+}
+
+// left is the time until the attempt has to be proven. A little of it is kept for the confirming.
+func (a *attempt) left(obs Observation) time.Duration {
+	reserve := min(time.Second, time.Duration(a.Timeout)*time.Second/10)
+	return time.Duration(a.Deadline)*time.Millisecond - obs.Uptime - reserve
+}
+
+// activate arms the revert and runs the new system's activation.
+func (e *Engine) activate(ctx context.Context, a *attempt) {
+	if err := e.o.Host.Arm(ctx, a.revert()); err != nil {
+		if ctx.Err() == nil {
+			e.disarmQuietly(ctx, a)
+			e.fail(a, fmt.Errorf("the revert can't be armed, so nothing was activated: %w", err))
+		}
+		return
+	}
+	if err := e.note("armed", func() { a.Armed = true }); err != nil {
+		e.disarmQuietly(ctx, a)
+		e.fail(a, err)
+		return
+	}
+	obs, err := e.observe(ctx)
+	if err != nil || a.left(obs) <= 0 {
+		// The machine slept, or this process did: the timer may have fired.
+		e.toRollback(ctx, a, fmt.Sprintf("the deadline of %d s passed before the activation started", a.Timeout), nil)
+		return
+	}
+	e.awaitActivation(ctx, a, a.activation())
+}
+
+// awaitActivation runs the activation, or waits for the one that was started before.
+func (e *Engine) awaitActivation(ctx context.Context, a *attempt, j Job) {
+	obs, err := e.observe(ctx)
+	if err != nil {
+		e.toRollback(ctx, a, err.Error(), nil)
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, max(a.left(obs), time.Millisecond))
+	defer cancel()
+	out, err := e.o.Host.Run(limited, j)
+	switch {
+	case ctx.Err() != nil:
+	case errors.Is(err, context.DeadlineExceeded):
+		e.toRollback(ctx, a, fmt.Sprintf("the activation did not end within the deadline of %d s", a.Timeout), nil)
+	case err != nil:
+		e.toRollback(ctx, a, fmt.Sprintf("the activation can't be run: %v", err), nil)
+	case !out.Found:
+		e.toRollback(ctx, a, "the agent was stopped before the activation started", nil)
+	case out.Exit == exitDone:
+		_ = e.move(a, protocol.Checking, nil)
+	case out.Exit == exitUnitsFailed:
+		obs, err := e.observe(ctx)
+		units := health.NewlyFailed(a.Failed, obs.Failed)
+		if err == nil && len(units) == 0 {
+			_ = e.move(a, protocol.Checking, nil)
+			return
+		}
+		e.toRollback(ctx, a, health.FailedUnits(units).Reason, units)
+	default:
+		e.toRollback(ctx, a, fmt.Sprintf("the activation failed (%v)", out), nil)
+	}
+}
+
+// check proves the activated system, or starts the way back.
+func (e *Engine) check(ctx context.Context, a *attempt) {
+	obs, err := e.observe(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
+		e.toRollback(ctx, a, err.Error(), nil)
+		return
+	case obs.Running != a.New:
+		e.toRollback(ctx, a, "the new system does not run any more: the revert came first, or somebody switched by hand", nil)
+		return
+	case a.left(obs) <= 0:
+		e.toRollback(ctx, a, fmt.Sprintf("not proven within the deadline of %d s", a.Timeout), nil)
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, a.left(obs))
+	defer cancel()
+	err = health.Check(limited, health.Checks{
+		Failed: func(ctx context.Context) ([]string, error) {
+			now, err := e.o.Host.Observe(ctx)
+			if err != nil {
+				return nil, err
+			}
+			failed := now.Failed[:0:0]
+			for _, u := range now.Failed {
+				if !OwnUnit(u) {
+					failed = append(failed, u)
+				}
+			}
+			return failed, nil
+		},
+		Before: a.Failed, Probe: e.o.Upstream.Probe, Settle: time.Duration(a.Settle) * time.Second,
+	})
+	var failure *health.Failure
+	switch {
+	case ctx.Err() != nil:
+	case errors.As(err, &failure):
+		e.toRollback(ctx, a, failure.Reason, failure.Units)
+	case err != nil:
+		e.toRollback(ctx, a, err.Error(), nil)
+	default:
+		// What can't be journalled can't be finished after a crash, so it is not begun.
+		if err := e.move(a, protocol.Confirming, func() { a.Default = a.Default || a.Mode != protocol.Test }); err != nil {
+			e.toRollback(ctx, a, err.Error(), nil)
+		}
+	}
+}
+
+// confirm makes a proven system the boot default and takes the way back away. Each step may be
+// repeated after a crash.
+func (e *Engine) confirm(ctx context.Context, a *attempt, m *protocol.Manifest) {
+	obs, err := e.observe(ctx)
+	if err == nil && obs.Running != a.New {
+		err = errors.New("the revert came before the new system was confirmed")
+	}
+	if err == nil && !a.Disarmed {
+		if err = e.secure(ctx, a, obs); err == nil {
+			_ = e.note("disarmed", func() { a.Disarmed = true })
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		e.toRollback(ctx, a, err.Error(), nil)
+		return
+	}
+	var reason string
+	if a.Mode != protocol.Test {
+		if err := e.install(m, e.installedManifest()); err != nil {
+			reason = fmt.Sprintf("proven and kept, but %s is not up to date: %v", e.o.Etc, err)
+		}
+	}
+	key, err := e.treeKey(m)
+	if err != nil {
+		e.o.Log.Warn("the next deploy has to build again", "error", err)
+	}
+	if obs, err = e.observe(ctx); ctx.Err() != nil {
+		return
+	}
+	e.confirmed(a, key, obs.Generation, reason)
+}
+
+// secure sets the profile and the boot default and disarms the revert. An error means: go back.
+func (e *Engine) secure(ctx context.Context, a *attempt, obs Observation) error {
+	if a.Mode != protocol.Test && !a.BootSet {
+		if obs.Profile != a.New {
+			if err := e.o.Host.SetProfile(ctx, a.New); err != nil {
+				return err
+			}
+		}
+		_ = e.note("profile", func() {})
+		if obs.Profile != a.New || a.Armed {
+			if err := e.runBoot(ctx, a.bootJob()); err != nil {
+				return err
+			}
+		}
+		_ = e.note("boot-default", func() { a.BootSet = true })
+	}
+	if !a.Armed {
+		return nil
+	}
+	started, err := e.o.Host.Disarm(ctx, a.revert())
+	if err != nil {
+		return fmt.Errorf("the revert can't be disarmed: %w", err)
+	}
+	if started {
+		return fmt.Errorf("the deadline of %d s passed while the new system was being confirmed", a.Timeout)
+	}
+	return nil
+}
+
+func (e *Engine) runBoot(ctx context.Context, j Job) error {
+	out, err := e.o.Host.Run(ctx, j)
+	if err == nil && out.Exit != exitDone {
+		err = errors.New(out.String())
+	}
+	if err != nil {
+		return fmt.Errorf("the boot default can't be set: %w", err)
+	}
+	return nil
+}
+
+// installedManifest is the one whose files are in the node's source tree, nil where there is none.
+func (e *Engine) installedManifest() *protocol.Manifest {
+	e.mu.Lock()
+	digest := e.j.Installed
+	e.mu.Unlock()
+	if digest == "" {
+		return nil
+	}
+	m, err := stored(e.o.Dir, digest)
+	if err != nil {
+		e.o.Log.Warn("files of the manifest before can't be removed", "error", err)
+		return nil
+	}
+	return m
+}
+
+func (e *Engine) confirmed(a *attempt, key string, generation int, reason string) {
+	e.setRoots(map[string]string{rootCurrent: a.New, rootNew: "", rootOld: "", rootBuilt: ""})
+	e.end(a, protocol.Confirmed, reason, generation, func(j *journal) {
+		j.Current = &current{Serial: a.Serial, Deployment: a.Deployment, Digest: a.Digest, Mode: a.Mode, Tree: key, Closure: a.New}
+		if a.Mode != protocol.Test && reason == "" {
+			j.Installed = a.Digest
+		}
+	})
+}
+
+func (e *Engine) setRoots(roots map[string]string) {
+	for name, closure := range roots {
+		if err := nix.SetRoot(e.o.Roots, name, closure); err != nil {
+			e.o.Log.Warn("a gc root can't be set", "root", name, "error", err)
+		}
+	}
+}
+
+func (e *Engine) disarmQuietly(ctx context.Context, a *attempt) {
+	if _, err := e.o.Host.Disarm(ctx, a.revert()); err != nil {
+		e.o.Log.Warn("the revert can't be disarmed; it runs what runs already", "error", err)
+	}
+}
+
+// toRollback keeps the evidence and starts the way back. A journal that can't be written does not stop
+// it: whoever resumes sees what runs.
+func (e *Engine) toRollback(ctx context.Context, a *attempt, reason string, units []string) {
+	if ctx.Err() != nil {
+		return
+	}
+	log := e.evidence(ctx, a, units)
+	_ = e.move(a, protocol.RollingBack, func() {
+		a.Reason, a.NewUnits, a.Log = clip(reason, maxReason), units[:min(len(units), maxUnits)], log
+	})
+}
+
+// evidence collects the log of the activation and of the units that newly failed.
+func (e *Engine) evidence(ctx context.Context, a *attempt, units []string) string {
+	if a.Mode == protocol.Boot && len(units) == 0 || a.New == a.Old {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, evidenceTime)
+	defer cancel()
+	var b strings.Builder
+	add := func(unit string, lines int) {
+		log, err := e.o.Host.Journal(ctx, unit, lines)
+		if err != nil {
+			log = fmt.Sprintf("(no log: %v)", err)
+		}
+		fmt.Fprintf(&b, "== %s\n%s\n", unit, strings.TrimSpace(log))
+	}
+	if a.Mode != protocol.Boot {
+		add(a.activation().Unit, activateLines)
+	}
+	for _, u := range units[:min(len(units), evidenceUnits)] {
+		add(u, evidenceLines)
+	}
+	return clipTail(b.String(), protocol.MaxReportLog)
+}

@@ -1,0 +1,118 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Host is what the engine does to the machine: eight acts, so that all else can be tested without one.
+// Each may be repeated after a crash; each ends with its context.
+type Host interface {
+	// Observe tells what runs and what would boot.
+	Observe(ctx context.Context) (Observation, error)
+	// Build makes the closure. The error's text is one line.
+	Build(ctx context.Context, b Build) (closure string, err error)
+	// SetProfile makes closure the system profile's newest generation.
+	SetProfile(ctx context.Context, closure string) error
+	// Arm starts the timer that runs the revert service after r.Timeout, whatever becomes of the agent.
+	// It fails where the timer exists already.
+	Arm(ctx context.Context, r Revert) error
+	// Disarm stops the timer and clears away the units of r's serial. It tells whether the revert
+	// service was started, by whomever; one that still runs is left alone.
+	Disarm(ctx context.Context, r Revert) (started bool, err error)
+	// Run runs a closure's switch-to-configuration in a unit of its own and waits for its end. A unit
+	// that runs already is waited for, one that has succeeded is not run again.
+	Run(ctx context.Context, j Job) (Outcome, error)
+	// Journal gives the last lines of a unit's log, bounded.
+	Journal(ctx context.Context, unit string, lines int) (string, error)
+	// Reboot starts a clean reboot and returns.
+	Reboot(ctx context.Context) error
+}
+
+// Observation is what can be seen of the machine.
+type Observation struct {
+	Running    string // store path
+	Profile    string // store path; "" where the profile was never set
+	Generation int
+	BootID     string
+	Uptime     time.Duration // the monotonic clock, the one that timers go by
+	Failed     []string      // units that are failed or wait for their automatic restart, without ours
+}
+
+// Build is what to build, and where to hold it against the garbage collector.
+type Build struct {
+	Dir, Attr, OutLink string
+	Impure             bool
+	Log                func(line string)
+}
+
+// Revert is the way back from an attempt.
+type Revert struct {
+	Serial  uint64
+	Old     string        // store path to go back to
+	Timeout time.Duration // after Arm
+}
+
+// Timer is the name of the timer unit.
+func (r Revert) Timer() string { return unitName("revert", r.Serial, "timer") }
+
+// Job is the one revert service, which the timer starts, too.
+func (r Revert) Job() Job {
+	return Job{Unit: unitName("revert", r.Serial, "service"), Closure: r.Old, Action: "test", Timeout: revertTimeout, Revert: &r}
+}
+
+// Job is a run of a closure's switch-to-configuration.
+type Job struct {
+	Unit    string
+	Closure string
+	Action  string        // test, boot or dry-activate
+	Timeout time.Duration // after which systemd ends it
+	Revert  *Revert       // it is this one's service
+	Attach  bool          // only look at, and wait for, a unit that was started before
+	Again   bool          // run it again even where it had succeeded
+}
+
+// Outcome is how a Job ended.
+type Outcome struct {
+	Found  bool   // false, with Attach: it was never started, or is gone
+	Exit   int    // exit status; -1 where a signal or the timeout ended it
+	Result string // systemd's word for it, such as success, exit-code, timeout, signal
+}
+
+func (o Outcome) String() string {
+	if o.Exit >= 0 {
+		return fmt.Sprintf("exit status %d", o.Exit)
+	}
+	return o.Result
+}
+
+// Exit statuses of switch-to-configuration.
+const (
+	exitDone        = 0
+	exitUnitsFailed = 4 // it switched, and some units failed
+)
+
+const (
+	revertTimeout = 10 * time.Minute
+	bootTimeout   = 10 * time.Minute
+	dryTimeout    = 5 * time.Minute
+)
+
+const unitPrefix = "nix-infra-"
+
+func unitName(what string, serial uint64, kind string) string {
+	return fmt.Sprintf("%s%s-%d.%s", unitPrefix, what, serial, kind)
+}
+
+// OwnUnit tells whether a unit is one of the engine's transient ones, whose failure is no failure of
+// the machine.
+func OwnUnit(name string) bool {
+	for _, what := range []string{"activate-", "revert-", "boot-", "restore-", "dry-"} {
+		if strings.HasPrefix(name, unitPrefix+what) {
+			return true
+		}
+	}
+	return false
+}

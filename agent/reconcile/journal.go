@@ -1,0 +1,261 @@
+package reconcile
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+const (
+	journalVersion = 1
+	journalFile    = "journal.json"
+	manifestsDir   = "manifests"
+	treesDir       = "tree"
+	blobsDir       = "blobs"
+
+	maxReports    = 64
+	maxQuarantine = 256
+	maxJournal    = 8 << 20 // bytes
+)
+
+// journal is all that survives a restart, one file. It is written before and after every step.
+type journal struct {
+	Version    int                   `json:"v"`
+	Seen       uint64                `json:"seen"` // highest serial that was accepted
+	State      State                 `json:"state"`
+	Current    *current              `json:"current,omitempty"`   // last confirmed
+	Installed  string                `json:"installed,omitempty"` // digest of the manifest whose files are in /etc/nixos
+	Attempt    *attempt              `json:"attempt,omitempty"`   // under way
+	Quarantine map[string]Quarantine `json:"quarantine"`          // by closure
+	Reports    []protocol.Report     `json:"reports,omitempty"`   // not acknowledged yet, oldest first
+}
+
+// current is the manifest that was confirmed last.
+type current struct {
+	Serial     uint64        `json:"serial"`
+	Deployment string        `json:"deployment"`
+	Digest     string        `json:"digest"`
+	Mode       protocol.Mode `json:"mode"`
+	Tree       string        `json:"tree"` // see Engine.treeKey
+	Closure    string        `json:"closure"`
+}
+
+// Quarantine is why a closure is not tried again.
+type Quarantine struct {
+	Reason     string    `json:"reason"`
+	Deployment string    `json:"deployment"`
+	Time       time.Time `json:"time"`
+}
+
+// attempt is a manifest on its way.
+type attempt struct {
+	Digest     string         `json:"digest"` // of the signed document in manifests/
+	Serial     uint64         `json:"serial"`
+	Deployment string         `json:"deployment"`
+	Mode       protocol.Mode  `json:"mode"`
+	Timeout    int            `json:"timeout"` // seconds
+	Settle     int            `json:"settle"`  // seconds
+	Phase      protocol.Phase `json:"phase"`
+	Started    time.Time      `json:"started"`
+	Built      bool           `json:"built"`
+
+	Old        string   `json:"old,omitempty"`         // closure that ran before
+	OldProfile string   `json:"old_profile,omitempty"` // closure that the system profile named before
+	New        string   `json:"new,omitempty"`
+	Failed     []string `json:"failed,omitempty"`   // units that had failed before
+	BootID     string   `json:"boot_id,omitempty"`  // of the boot in which it was activated, or is checked
+	Deadline   int64    `json:"deadline,omitempty"` // milliseconds of that boot's monotonic clock
+	DeadlineAt string   `json:"deadline_at,omitempty"`
+
+	Armed    bool   `json:"armed,omitempty"`    // a revert timer may exist
+	Default  bool   `json:"default,omitempty"`  // profile or boot default may name the new closure
+	BootSet  bool   `json:"boot_set,omitempty"` // the boot default names it
+	Disarmed bool   `json:"disarmed,omitempty"` // proven; there is no way back
+	Rebooted string `json:"rebooted,omitempty"` // boot id in which the reboot back was ordered
+	Reverted bool   `json:"reverted,omitempty"` // the old closure runs again
+
+	Reason   string   `json:"reason,omitempty"` // why it goes back
+	Spare    bool     `json:"spare,omitempty"`  // the closure is not to blame: no quarantine
+	NewUnits []string `json:"new_units,omitempty"`
+	Log      string   `json:"log,omitempty"`
+}
+
+// save writes the journal, bounded.
+func (j *journal) save(dir string, write writer) error {
+	if n := len(j.Reports) - maxReports; n > 0 {
+		j.Reports = slices.Delete(j.Reports, 0, n)
+	}
+	for len(j.Quarantine) > maxQuarantine {
+		oldest := slices.MinFunc(slices.Collect(maps.Keys(j.Quarantine)), func(a, b string) int {
+			return j.Quarantine[a].Time.Compare(j.Quarantine[b].Time)
+		})
+		delete(j.Quarantine, oldest)
+	}
+	data, err := json.MarshalIndent(j, "", " ")
+	if err != nil {
+		return err
+	}
+	return write(filepath.Join(dir, journalFile), append(data, '\n'), 0o600)
+}
+
+// openJournal reads the journal. A damaged one is moved aside, notice says so, and what must not be
+// forgotten, the highest serial, is read from the stored manifests.
+func openJournal(dir, node string) (j journal, notice string, err error) {
+	file := filepath.Join(dir, journalFile)
+	fresh := journal{Version: journalVersion, Quarantine: map[string]Quarantine{}}
+	data, err := readBounded(file, maxJournal)
+	if errors.Is(err, fs.ErrNotExist) {
+		fresh.Seen = highestStored(dir, node)
+		return fresh, "", nil
+	}
+	if err == nil {
+		j, err = parseJournal(data)
+	}
+	if err == nil {
+		return j, "", nil
+	}
+	aside := fmt.Sprintf("%s.damaged-%d", file, time.Now().Unix())
+	notice = fmt.Sprintf("the journal was damaged (%v) and is now %s; deploy again", err, aside)
+	if err := os.Rename(file, aside); err != nil {
+		return journal{}, "", fmt.Errorf("the journal %s is damaged and can't be set aside: %w", file, err)
+	}
+	fresh.Seen = highestStored(dir, node)
+	return fresh, notice, nil
+}
+
+func parseJournal(data []byte) (journal, error) {
+	var j journal
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&j); err != nil {
+		return j, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return j, errors.New("something follows the document")
+	}
+	if j.Version != journalVersion {
+		return j, fmt.Errorf("it is of version %d, this agent writes version %d", j.Version, journalVersion)
+	}
+	if j.Quarantine == nil {
+		j.Quarantine = map[string]Quarantine{}
+	}
+	if a := j.Attempt; a != nil {
+		if _, ok := legal[a.Phase]; !ok || a.Phase == "" || !protocol.IsDigest(a.Digest) {
+			return j, fmt.Errorf("its attempt is in phase %q with manifest %q", a.Phase, a.Digest)
+		}
+	}
+	return j, nil
+}
+
+// readBounded reads a file that must not have more than limit bytes.
+func readBounded(file string, limit int64) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", file, limit)
+	}
+	return data, err
+}
+
+// stored reads a manifest that was verified when it was stored. It is not verified again: a node has to
+// be able to finish or to go back even where the deployer was revoked meanwhile.
+func stored(dir, digest string) (*protocol.Manifest, error) {
+	data, err := readBounded(filepath.Join(dir, manifestsDir, digest), protocol.MaxMessage)
+	if err != nil {
+		return nil, err
+	}
+	if protocol.Digest(data) != digest {
+		return nil, fmt.Errorf("the stored manifest %s is damaged", digest)
+	}
+	return unverified(data)
+}
+
+func unverified(doc []byte) (*protocol.Manifest, error) {
+	signed, err := protocol.Decode[protocol.Signed](doc)
+	if err != nil {
+		return nil, err
+	}
+	m, err := protocol.Decode[protocol.Manifest](signed.Payload)
+	return &m, err
+}
+
+// highestStored is the highest serial among the stored manifests of a node.
+func highestStored(dir, node string) uint64 {
+	entries, err := os.ReadDir(filepath.Join(dir, manifestsDir))
+	if err != nil {
+		return 0
+	}
+	var highest uint64
+	for _, entry := range entries {
+		if !protocol.IsDigest(entry.Name()) {
+			continue
+		}
+		if m, err := stored(dir, entry.Name()); err == nil && m.Node == node {
+			highest = max(highest, m.Serial)
+		}
+	}
+	return highest
+}
+
+// prune removes stored manifests and staged trees that nothing refers to.
+func (e *Engine) prune() {
+	e.mu.Lock()
+	keep := map[string]bool{e.j.Installed: true}
+	trees := map[string]bool{}
+	if c := e.j.Current; c != nil {
+		keep[c.Digest] = true
+	}
+	if a := e.j.Attempt; a != nil {
+		keep[a.Digest], trees[a.Deployment] = true, true
+	}
+	seen := e.j.Seen
+	e.mu.Unlock()
+	for _, entry := range names(filepath.Join(e.o.Dir, manifestsDir)) {
+		if keep[entry] {
+			continue
+		}
+		// The newest one stays, whatever became of it: it is the memory of the highest serial.
+		if m, err := stored(e.o.Dir, entry); err == nil && m.Serial >= seen && !strings.HasPrefix(entry, ".") {
+			continue
+		}
+		e.remove(filepath.Join(e.o.Dir, manifestsDir, entry))
+	}
+	for _, entry := range names(filepath.Join(e.o.Dir, treesDir)) {
+		if !trees[entry] {
+			e.remove(filepath.Join(e.o.Dir, treesDir, entry))
+		}
+	}
+}
+
+func (e *Engine) remove(path string) {
+	if err := os.RemoveAll(path); err != nil {
+		e.o.Log.Warn("can't remove what is not needed any more", "path", path, "error", err)
+	}
+}
+
+func names(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for _, entry := range entries {
+		all = append(all, entry.Name())
+	}
+	return all
+}

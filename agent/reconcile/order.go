@@ -1,0 +1,234 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+const (
+	refusedFor     = 10 * time.Minute
+	unwrittenFor   = time.Minute // a disk may be freed
+	maxRefused     = 64
+	manifestTries  = 4
+	requestTimeout = 30 * time.Second
+)
+
+// order is a verified manifest and the document that it came in.
+type order struct {
+	digest string
+	doc    []byte
+	m      *protocol.Manifest
+}
+
+// mailbox holds the newest look for a desired state and the newest one for a dry run.
+type mailbox struct {
+	mu      sync.Mutex
+	desired *protocol.Look
+	dry     *protocol.Look
+	wake    chan struct{}
+}
+
+func newMailbox() *mailbox { return &mailbox{wake: make(chan struct{}, 1)} }
+
+func (b *mailbox) put(l protocol.Look) {
+	b.mu.Lock()
+	switch {
+	case l.Serial == 0 && l.Digest != "":
+		b.dry = &l
+	case b.desired == nil || l.Serial == 0 || l.Serial >= b.desired.Serial:
+		b.desired = &l
+	}
+	b.mu.Unlock()
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take empties the slot of the desired state, or, unless only that is wanted, of the dry run.
+func (b *mailbox) take(onlyDesired bool) (protocol.Look, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	slot := &b.desired
+	if *slot == nil && !onlyDesired {
+		slot = &b.dry
+	}
+	if *slot == nil {
+		return protocol.Look{}, false
+	}
+	l := **slot
+	*slot = nil
+	return l, true
+}
+
+func (b *mailbox) wait(ctx context.Context) (protocol.Look, bool) {
+	for {
+		if l, ok := b.take(false); ok {
+			return l, true
+		}
+		select {
+		case <-ctx.Done():
+			return protocol.Look{}, false
+		case <-b.wake:
+		}
+	}
+}
+
+// refused remembers manifests that were not accepted, so that a beat every few seconds does not fetch
+// and report them again. Only Run's goroutine uses it.
+type refused struct {
+	until map[string]time.Time // by digest
+}
+
+func (r *refused) add(digest string, until time.Time) {
+	if r.until == nil || len(r.until) >= maxRefused {
+		r.until = map[string]time.Time{}
+	}
+	r.until[digest] = until
+}
+
+func (r *refused) has(digest string, now time.Time) bool { return now.Before(r.until[digest]) }
+
+// takeAccount hands a newer account JWT to the verifier. What was refused may be good by it.
+func (e *Engine) takeAccount(token string) {
+	if token == "" {
+		return
+	}
+	changed, err := e.o.Verifier.SetAccount(token)
+	if err != nil {
+		e.o.Log.Warn("an account JWT was not accepted", "error", err)
+	}
+	if changed {
+		e.refuse.until = nil
+		if e.o.Account != nil {
+			e.o.Account(token)
+		}
+	}
+}
+
+// obtain fetches and verifies the manifest that a look is about; nil where there is nothing to do.
+func (e *Engine) obtain(ctx context.Context, l protocol.Look) *order {
+	e.takeAccount(l.Account)
+	seen := e.seen()
+	if l.Serial != 0 && l.Serial <= seen || l.Digest != "" && e.refuse.has(l.Digest, time.Now()) {
+		return nil
+	}
+	reply, err := e.fetchManifest(ctx, l.Digest)
+	if err != nil {
+		if ctx.Err() == nil {
+			e.o.Log.Warn("the manifest can't be fetched; the next look tries again", "digest", l.Digest, "error", err)
+		}
+		return nil
+	}
+	e.takeAccount(reply.Account)
+	if len(reply.Manifest) == 0 {
+		return nil
+	}
+	digest := protocol.Digest(reply.Manifest)
+	if e.refuse.has(digest, time.Now()) {
+		return nil
+	}
+	if l.Digest != "" && l.Digest != digest {
+		e.refuse.add(l.Digest, time.Now().Add(refusedFor))
+		e.refuseOrder(digest, reply.Manifest, protocol.Refuse(protocol.Tampered, "the controller sent manifest %s in place of %s", digest, l.Digest))
+		return nil
+	}
+	m, id, err := e.o.Verifier.Manifest(reply.Manifest, e.o.Node, time.Now())
+	if err == nil && m.Mode != protocol.DryActivate && m.Serial <= seen {
+		if e.known(digest) {
+			return nil
+		}
+		err = protocol.Refuse(protocol.Outdated, "serial %d is not above %d, which was seen before; deploy again", m.Serial, seen)
+	}
+	if err != nil {
+		e.refuseOrder(digest, reply.Manifest, err)
+		return nil
+	}
+	e.o.Log.Info("a manifest arrived", "deployment", m.Deployment, "serial", m.Serial, "mode", m.Mode, "by", id.Name)
+	return &order{digest: digest, doc: reply.Manifest, m: m}
+}
+
+func (e *Engine) seen() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.j.Seen
+}
+
+// known tells whether a manifest is one that this node acted on, so that it is not reported as refused.
+func (e *Engine) known(digest string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.j.Current != nil && e.j.Current.Digest == digest || e.j.Attempt != nil && e.j.Attempt.Digest == digest
+}
+
+// fetchManifest tries a few times: the controller may be on its way back.
+func (e *Engine) fetchManifest(ctx context.Context, digest string) (protocol.ManifestReply, error) {
+	var reply protocol.ManifestReply
+	err := retry(ctx, manifestTries, func() (err error) {
+		one, cancel := context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+		reply, err = e.o.Upstream.Manifest(one, digest)
+		return err
+	})
+	return reply, err
+}
+
+// refuseOrder remembers a manifest that was not accepted, and tells people: in State, and in a report
+// where the document is at least a manifest of this node.
+func (e *Engine) refuseOrder(digest string, doc []byte, why error) {
+	e.refuse.add(digest, time.Now().Add(refusedFor))
+	e.o.Log.Error("a manifest was refused", "digest", digest, "reason", why)
+	m, err := unverified(doc)
+	if err != nil || m.Node != e.o.Node {
+		e.setNotice(fmt.Sprintf("a manifest was refused: %v", why))
+		return
+	}
+	e.setNotice(fmt.Sprintf("deployment %s was refused: %v", m.Deployment, why))
+	e.mu.Lock()
+	// What arrives unproven must not push out what is owed: half of the queue is for the owed.
+	room := len(e.j.Reports) < maxReports/2 && m.Deployment != e.j.State.Deployment
+	e.mu.Unlock()
+	if !room {
+		return
+	}
+	now := e.now()
+	e.report(protocol.Report{Version: protocol.Version, Deployment: m.Deployment, Serial: m.Serial, Mode: m.Mode,
+		Phase: protocol.FailedPhase, Reason: clip("refused: "+why.Error(), maxReason), Started: now, Ended: now})
+}
+
+// retry repeats what may work later, with a growing and jittered wait. A refusal is final.
+func retry(ctx context.Context, tries int, try func() error) error {
+	wait := 250 * time.Millisecond
+	for n := 1; ; n++ {
+		err := try()
+		var refusal *protocol.Refusal
+		if err == nil || n == tries || errors.As(err, &refusal) || ctx.Err() != nil {
+			return err
+		}
+		if !sleep(ctx, jitter(wait)) {
+			return err
+		}
+		wait = min(2*wait, 10*time.Second)
+	}
+}
+
+// jitter spreads a wait over half to one and a half of it.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// sleep tells whether the time passed; false: ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

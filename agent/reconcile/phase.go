@@ -1,0 +1,33 @@
+package reconcile
+
+import (
+	"slices"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// legal are the moves of the state machine; "" is a node without an attempt.
+//
+//	accepted → fetching → building → activating → checking → confirming → confirmed
+//	                                     └───────────┴───────────┴──▶ rolling-back → rolled-back
+//	accepted … activating ──▶ failed (nothing was switched)
+//
+// Short ways: accepted → confirmed (nothing changed), building → confirming (it runs already).
+// Mode boot: activating → staged, and after a boot staged → checking or rolling-back.
+var legal = map[protocol.Phase][]protocol.Phase{
+	"":                   {protocol.Accepted},
+	protocol.Accepted:    {protocol.Fetching, protocol.Confirmed, protocol.FailedPhase},
+	protocol.Fetching:    {protocol.Building, protocol.FailedPhase},
+	protocol.Building:    {protocol.Activating, protocol.Confirming, protocol.FailedPhase},
+	protocol.Activating:  {protocol.Checking, protocol.Staged, protocol.RollingBack, protocol.FailedPhase},
+	protocol.Staged:      {protocol.Checking, protocol.RollingBack},
+	protocol.Checking:    {protocol.Confirming, protocol.RollingBack},
+	protocol.Confirming:  {protocol.Confirmed, protocol.RollingBack},
+	protocol.RollingBack: {protocol.RolledBack},
+}
+
+// startsOver are the phases in which a restart may begin again, because nothing was switched. They go
+// back to accepted.
+var startsOver = []protocol.Phase{protocol.Accepted, protocol.Fetching, protocol.Building}
+
+func mayMove(from, to protocol.Phase) bool { return slices.Contains(legal[from], to) }

@@ -1,0 +1,279 @@
+// Package reconcile brings a machine to the state that a signed manifest describes, and proves it or
+// goes back.
+//
+// Start here, then read phase.go (the legal moves), journal.go (what survives), deploy.go (from a
+// manifest to a closure), activate.go (from a closure to a proof), revert.go (back), resume.go (after a
+// restart) and boot.go (mode boot). host.go is what the engine asks of the machine, host_systemd.go
+// does it.
+//
+// # Switch and test
+//
+// The revert is armed before the activation starts and does not need the agent: a transient systemd
+// timer whose service runs the old system's switch-to-configuration. The agent disarms it after the
+// proof. Everything that can go wrong (a failed unit, a lost network, a hung activation, a dead agent)
+// ends with that one service, started by the timer or, earlier, by the agent.
+//
+// # Boot
+//
+// Mode boot has no timer: the machine is off in between. It is a second table:
+//
+//	where                          what                                          then
+//	ordered                        built, profile and boot default set           staged
+//	staged, newer manifest         profile and boot default set back             rolled-back, the newer one goes on
+//	next boot runs the new system  the checks, the deadline from the agent's start  confirmed, or the row below
+//	… and the checks fail          profile and boot default set back, one reboot  rolling-back
+//	… and that boot runs the old   quarantine                                    rolled-back
+//	… and it runs the new again    the revert service, as in mode switch         rolled-back
+//	next boot runs something else  profile and boot default set back             rolled-back
+//
+// A system that boots and never starts its agent is not proven and not reverted: choosing an older
+// entry is the boot loader's work then.
+//
+// # Dry runs
+//
+// A dry-activate manifest changes neither the journal's current state nor what State tells. It is not
+// journalled: a restart of the agent forgets it.
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/nix-infra/nix-infra/nix"
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
+)
+
+// Upstream is the way to the controller.
+type Upstream interface {
+	// Manifest asks for a manifest by its digest; "" is the one that this node should have.
+	Manifest(ctx context.Context, digest string) (protocol.ManifestReply, error)
+	// Blob gives the whole zstd form of a blob that the manifest (by digest) lists.
+	Blob(ctx context.Context, manifest, blob string) ([]byte, error)
+	// Probe makes a new connection to the controller and is answered.
+	Probe(ctx context.Context) error
+	// Event tells of progress, at best effort; it never blocks.
+	Event(deployment string, e protocol.Event)
+	// Report returns once the controller has acknowledged the report.
+	Report(ctx context.Context, r protocol.Report) error
+}
+
+// DefaultCache bounds the blob cache, in bytes.
+const DefaultCache = 256 << 20
+
+// Options are what an Engine works with.
+type Options struct {
+	Dir      string // state: journal, manifests, blobs, staged trees
+	Node     string
+	Verifier *protocol.Verifier
+	Upstream Upstream
+	Host     Host
+	Log      *slog.Logger
+
+	Changed func()           // the phase or its reason changed: beat now; may be nil
+	Step    func(string)     // after each journal write, before the act that it announces; may be nil
+	Account func(jwt string) // a newer account JWT came with a manifest: keep it; may be nil
+	Etc     string           // the node's source tree; "": /etc/nixos
+	Roots   string           // gc roots; "": nix.RootsDir
+	Cache   int64            // bytes; 0: DefaultCache
+}
+
+// State is what the heartbeat tells: the newest manifest that the node accepted, and where it stands.
+type State struct {
+	Serial     uint64         `json:"serial"`
+	Deployment string         `json:"deployment,omitempty"`
+	Phase      protocol.Phase `json:"phase,omitempty"`
+	Reason     string         `json:"reason,omitempty"`
+}
+
+// Engine is the deploy state machine of one node. Its exported methods are safe for concurrent use;
+// Run is called once.
+type Engine struct {
+	o      Options
+	box    *mailbox
+	cache  *cache
+	kick   chan struct{} // there may be reports to deliver
+	refuse refused
+	write  writer
+
+	mu      sync.Mutex // guards what follows
+	j       journal
+	notice  string // why the last manifest was not accepted, or the journal was set aside
+	trouble string // why the journal could not be written
+}
+
+// writer replaces a file. Tests let it fail.
+type writer func(path string, data []byte, mode os.FileMode) error
+
+// New opens the state in o.Dir, making it where it is missing. A damaged journal is set aside and
+// logged; it is no error, because a node without an engine could never be repaired by a deploy.
+func New(o Options) (*Engine, error) {
+	if err := protocol.CheckName(o.Node); err != nil {
+		return nil, err
+	}
+	if o.Verifier == nil || o.Upstream == nil || o.Host == nil || o.Log == nil || !filepath.IsAbs(o.Dir) {
+		return nil, errors.New("the engine needs a folder (absolute), a verifier, an upstream, a host and a log")
+	}
+	if o.Etc == "" {
+		o.Etc = "/etc/nixos"
+	}
+	if o.Roots == "" {
+		o.Roots = nix.RootsDir
+	}
+	if o.Cache == 0 {
+		o.Cache = DefaultCache
+	}
+	for _, dir := range []string{o.Dir, filepath.Join(o.Dir, manifestsDir), filepath.Join(o.Dir, treesDir), filepath.Join(o.Dir, blobsDir)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("can't make the agent's state folder: %w", err)
+		}
+	}
+	e := &Engine{o: o, box: newMailbox(), kick: make(chan struct{}, 1), write: atomicfile.Write}
+	var err error
+	if e.cache, err = openCache(filepath.Join(o.Dir, blobsDir), o.Cache); err != nil {
+		return nil, err
+	}
+	e.j, e.notice, err = openJournal(o.Dir, o.Node)
+	if e.notice != "" {
+		o.Log.Error("the journal was set aside", "reason", e.notice)
+	}
+	return e, err
+}
+
+// Run resumes what the journal tells of, then works on looks until ctx ends, which is no error.
+func (e *Engine) Run(ctx context.Context) error {
+	var reports sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	defer reports.Wait()
+	defer cancel()
+	reports.Go(func() { e.deliver(ctx) })
+
+	next := e.resume(ctx)
+	for ctx.Err() == nil {
+		if next == nil {
+			look, ok := e.box.wait(ctx)
+			if !ok {
+				break
+			}
+			if next = e.obtain(ctx, look); next == nil {
+				continue
+			}
+		}
+		if next.m.Mode == protocol.DryActivate {
+			next = e.dryRun(ctx, next)
+		} else {
+			next = e.deploy(ctx, next)
+		}
+		// A job's garbage would otherwise stay resident in an idle agent.
+		debug.FreeOSMemory()
+	}
+	return nil
+}
+
+// Look tells of another desired state. It never blocks; of two that wait, the newest wins.
+func (e *Engine) Look(l protocol.Look) {
+	if l.Version != protocol.Version || l.Digest != "" && !protocol.IsDigest(l.Digest) {
+		return
+	}
+	e.box.put(l)
+	e.Connected()
+}
+
+// Connected tells that the controller can be reached again: reports that wait are tried at once.
+func (e *Engine) Connected() {
+	select {
+	case e.kick <- struct{}{}:
+	default:
+	}
+}
+
+// State is where the node stands.
+func (e *Engine) State() State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.j.State
+	switch {
+	case e.trouble != "":
+		s.Reason = e.trouble
+	case e.notice != "":
+		s.Reason = e.notice
+	}
+	return s
+}
+
+// Quarantined is which closures were rolled back from, and why.
+func (e *Engine) Quarantined() map[string]Quarantine {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make(map[string]Quarantine, len(e.j.Quarantine))
+	for closure, q := range e.j.Quarantine {
+		all[closure] = q
+	}
+	return all
+}
+
+// Release lets a quarantined closure be tried again; "" is all of them. A closure that is not in
+// quarantine is an Unknown refusal.
+func (e *Engine) Release(closure string) error {
+	e.mu.Lock()
+	_, known := e.j.Quarantine[closure]
+	e.mu.Unlock()
+	if closure != "" && !known {
+		return protocol.Refuse(protocol.Unknown, "%s is not in quarantine here", closure)
+	}
+	err := e.update("released", func(j *journal) {
+		if closure == "" {
+			clear(j.Quarantine)
+		}
+		delete(j.Quarantine, closure)
+	})
+	if err != nil {
+		return protocol.Refuse(protocol.Failed, "%v", err)
+	}
+	return nil
+}
+
+// update changes the journal and writes it. On error the change stays in memory: what the machine did
+// is true even where it can't be written down, and the next write carries it.
+func (e *Engine) update(step string, change func(*journal)) error {
+	e.mu.Lock()
+	change(&e.j)
+	err := e.j.save(e.o.Dir, e.write)
+	e.trouble = ""
+	if err != nil {
+		e.trouble = fmt.Sprintf("the journal can't be written: %v; free space in %s", err, e.o.Dir)
+		err = errors.New(e.trouble)
+	}
+	e.mu.Unlock()
+	if err != nil {
+		e.o.Log.Error("the journal can't be written", "step", step, "error", err)
+	} else if e.o.Step != nil && step != "" {
+		e.o.Step(step)
+	}
+	return err
+}
+
+func (e *Engine) changed() {
+	if e.o.Changed != nil {
+		e.o.Changed()
+	}
+}
+
+func (e *Engine) setNotice(notice string) {
+	e.mu.Lock()
+	same := e.notice == notice
+	e.notice = notice
+	e.mu.Unlock()
+	if !same {
+		e.changed()
+	}
+}
+
+func (e *Engine) now() time.Time { return time.Now().UTC().Truncate(time.Second) }

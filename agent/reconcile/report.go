@@ -1,0 +1,161 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+const (
+	maxReason   = 1000 // bytes
+	maxUnits    = 200  // failed units that a report names
+	reportFirst = time.Second
+	reportLast  = time.Minute
+)
+
+// report queues a report; it is sent until it was acknowledged.
+func (e *Engine) report(r protocol.Report) {
+	_ = e.update("reported", func(j *journal) { j.Reports = append(j.Reports, r) })
+	e.Connected()
+}
+
+// deliver sends the reports that wait, oldest first, until ctx ends.
+func (e *Engine) deliver(ctx context.Context) {
+	wait := reportFirst
+	for ctx.Err() == nil {
+		r, ok := e.oldestReport()
+		var err error
+		if ok {
+			one, cancel := context.WithTimeout(ctx, requestTimeout)
+			err = e.o.Upstream.Report(one, r)
+			cancel()
+			if err == nil || final(err) {
+				if err != nil {
+					e.o.Log.Error("the controller refused a report; it is dropped", "deployment", r.Deployment, "error", err)
+				}
+				e.acknowledge(r)
+				wait = reportFirst
+				continue
+			}
+		}
+		var retry <-chan time.Time
+		if ok {
+			t := time.NewTimer(jitter(wait))
+			defer t.Stop()
+			retry = t.C
+			wait = min(2*wait, reportLast)
+		}
+		select {
+		case <-ctx.Done():
+		case <-e.kick:
+			wait = reportFirst
+		case <-retry:
+		}
+	}
+}
+
+// final tells whether sending the same report again would be answered the same.
+func final(err error) bool {
+	var refusal *protocol.Refusal
+	return errors.As(err, &refusal) && (refusal.Code == protocol.Malformed || refusal.Code == protocol.Invalid)
+}
+
+func (e *Engine) oldestReport() (protocol.Report, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.j.Reports) == 0 {
+		return protocol.Report{}, false
+	}
+	return e.j.Reports[0], true
+}
+
+// acknowledge removes a report from the queue. It announces no act, hence no step.
+func (e *Engine) acknowledge(r protocol.Report) {
+	_ = e.update("", func(j *journal) {
+		j.Reports = slices.DeleteFunc(j.Reports, func(q protocol.Report) bool {
+			return q.Deployment == r.Deployment && q.Phase == r.Phase && q.Ended.Equal(r.Ended)
+		})
+	})
+}
+
+// move takes the attempt to another phase, together with what else changes with it, and tells.
+func (e *Engine) move(a *attempt, to protocol.Phase, change func()) error {
+	if !mayMove(a.Phase, to) {
+		return errors.New("illegal move from " + string(a.Phase) + " to " + string(to))
+	}
+	err := e.update(string(to), func(j *journal) {
+		if change != nil {
+			change()
+		}
+		a.Phase = to
+		j.Attempt = a
+		j.State = State{Serial: a.Serial, Deployment: a.Deployment, Phase: to, Reason: a.Reason}
+	})
+	e.tell(a.Deployment, to, a.Reason)
+	return err
+}
+
+// note journals progress within a phase.
+func (e *Engine) note(step string, change func()) error {
+	return e.update(step, func(*journal) { change() })
+}
+
+func (e *Engine) tell(deployment string, phase protocol.Phase, reason string) {
+	e.o.Log.Info("phase", "deployment", deployment, "phase", phase, "reason", reason)
+	e.o.Upstream.Event(deployment, protocol.Event{Version: protocol.Version, Time: e.now(), Phase: phase, Reason: clip(reason, maxReason)})
+	e.changed()
+}
+
+// end takes the attempt to an end and queues its report. A staged attempt stays in the journal: it goes
+// on after the next boot.
+func (e *Engine) end(a *attempt, phase protocol.Phase, reason string, generation int, change func(*journal)) {
+	reason = clip(reason, maxReason)
+	if !mayMove(a.Phase, phase) {
+		e.o.Log.Error("illegal end of an attempt", "from", a.Phase, "to", phase)
+	}
+	_ = e.update(string(phase), func(j *journal) {
+		if change != nil {
+			change(j)
+		}
+		a.Phase = phase
+		j.Attempt = nil
+		if phase == protocol.Staged {
+			j.Attempt = a
+		}
+		j.State = State{Serial: a.Serial, Deployment: a.Deployment, Phase: phase, Reason: reason}
+		j.Reports = append(j.Reports, protocol.Report{Version: protocol.Version, Deployment: a.Deployment, Serial: a.Serial, Mode: a.Mode,
+			Phase: phase, Reason: reason, Before: a.Old, Closure: a.New, Generation: generation, Built: a.Built, Started: a.Started,
+			Ended: e.now(), FailedUnits: a.NewUnits, Log: clipTail(a.Log, protocol.MaxReportLog)})
+	})
+	e.tell(a.Deployment, phase, reason)
+	e.Connected()
+	if phase != protocol.Staged {
+		e.prune()
+	}
+	debug.FreeOSMemory()
+}
+
+// clip makes one line of s, of at most limit bytes.
+func clip(s string, limit int) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > limit {
+		s = s[:limit]
+	}
+	return strings.ToValidUTF8(s, "")
+}
+
+// clipTail keeps the end of a log, of at most limit bytes, from the start of a line.
+func clipTail(s string, limit int) string {
+	if len(s) > limit {
+		s = s[len(s)-limit:]
+		if i := strings.IndexByte(s, '\n'); i >= 0 {
+			s = s[i+1:]
+		}
+	}
+	return strings.ToValidUTF8(s, "?")
+}

@@ -1,0 +1,92 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+const reasonRebooted = "rebooted before the new system was proven"
+
+// resume goes on with the attempt that the journal tells of. What it finds may be anything between the
+// journal's last step and the one after it, so it looks at the machine before it acts.
+func (e *Engine) resume(ctx context.Context) (next *order) {
+	e.mu.Lock()
+	a := e.j.Attempt
+	e.mu.Unlock()
+	if a == nil {
+		e.prune()
+		return nil
+	}
+	e.o.Log.Info("resuming", "deployment", a.Deployment, "phase", a.Phase)
+	m, err := stored(e.o.Dir, a.Digest)
+	if err != nil {
+		err = fmt.Errorf("the stored manifest can't be read: %w", err)
+	}
+	if slices.Contains(startsOver, a.Phase) {
+		if err != nil {
+			e.fail(a, err)
+			return nil
+		}
+		_ = e.note("", func() { a.Phase = protocol.Accepted })
+		return e.drive(ctx, a, m)
+	}
+	if err != nil && a.Phase != protocol.RollingBack {
+		e.toRollback(ctx, a, err.Error(), nil)
+		return e.drive(ctx, a, m)
+	}
+	obs, err := e.observe(ctx)
+	if err != nil {
+		// Without knowing what runs nothing can be decided: the revert's own retries go on asking.
+		if a.Phase != protocol.RollingBack {
+			e.toRollback(ctx, a, err.Error(), nil)
+		}
+		return e.drive(ctx, a, m)
+	}
+	if a.Mode == protocol.Boot {
+		e.resumeBoot(ctx, a, obs)
+	} else {
+		e.resumeSwitch(ctx, a, obs)
+	}
+	return e.drive(ctx, a, m)
+}
+
+// resumeSwitch brings an attempt of mode switch or test to a phase that can be driven on.
+func (e *Engine) resumeSwitch(ctx context.Context, a *attempt, obs Observation) {
+	rebooted := obs.BootID != a.BootID
+	switch a.Phase {
+	case protocol.Activating:
+		switch {
+		case rebooted:
+			e.toRollback(ctx, a, reasonRebooted, nil)
+		case !a.Armed:
+			e.spare(a)
+			e.toRollback(ctx, a, "the agent was stopped before the activation started", nil)
+		default:
+			if a.left(obs) > 0 {
+				e.attach(ctx, a)
+				return
+			}
+			e.toRollback(ctx, a, fmt.Sprintf("not proven within the deadline of %d s", a.Timeout), nil)
+		}
+	case protocol.Checking:
+		if rebooted {
+			e.toRollback(ctx, a, reasonRebooted, nil)
+		}
+	case protocol.Confirming:
+		if rebooted && obs.Running != a.New {
+			e.toRollback(ctx, a, "rebooted before the new system was the boot default", nil)
+		}
+	}
+}
+
+// attach waits for the activation that was started before, if it was.
+func (e *Engine) attach(ctx context.Context, a *attempt) {
+	j := a.activation()
+	j.Attach = true
+	e.awaitActivation(ctx, a, j)
+}
+
+func (e *Engine) spare(a *attempt) { _ = e.note("", func() { a.Spare = true }) }
