@@ -43,18 +43,22 @@ func (l *Lab) cgroup() string {
 }
 
 // delegate gives the subtree the controllers that the kernel has on cgroup2, so that limits work in nodes. On a
-// hybrid host there are none, and nodes do without.
+// hybrid host that is few or none, and nodes do without.
 func delegate(cgroup string) {
 	mount, err := cgroupMount()
 	if err != nil {
 		return
 	}
+	var path []string
 	for dir := cgroup; strings.HasPrefix(dir, mount); dir = filepath.Dir(dir) {
-		defer func() {
-			for _, controller := range []string{"cpu", "memory", "pids", "io"} {
-				_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
-			}
-		}()
+		path = append(path, dir)
+	}
+	slices.Reverse(path) // a group can pass on only what its parent has
+	for _, dir := range path {
+		controllers, _ := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+		for _, controller := range strings.Fields(string(controllers)) {
+			_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0)
+		}
 	}
 }
 

@@ -78,7 +78,7 @@ func Open(ctx context.Context, o Options) (*Lab, error) {
 	if _, err := Reap(ctx, o.Log); err != nil {
 		fmt.Fprintf(o.Log, "%v\n", err) // a dead lab that resists is no reason to refuse a live one
 	}
-	unlock, err := lock(ctx, filepath.Join(stateDir(), o.Name+".lock"))
+	unlock, err := lock(ctx, lockFile(o.Name))
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ func (l *Lab) Command(ctx context.Context, argv ...string) *exec.Cmd {
 
 // Down removes the lab: processes, network, disks. It works on half-made and half-removed ones too.
 func (l *Lab) Down(ctx context.Context) error {
-	unlock, err := lock(ctx, filepath.Join(stateDir(), l.name+".lock"))
+	unlock, err := lock(ctx, lockFile(l.name))
 	if err != nil {
 		return err
 	}
@@ -210,6 +210,7 @@ func (l *Lab) Down(ctx context.Context) error {
 	return l.remove(ctx)
 }
 
+// remove does it. The caller holds the lab's lock.
 func (l *Lab) remove(ctx context.Context) error {
 	if err := killCgroup(ctx, l.cgroup()); err != nil {
 		return fmt.Errorf("lab %s: %w", l.name, err)
@@ -232,6 +233,9 @@ func (l *Lab) remove(ctx context.Context) error {
 		}
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
+		return fmt.Errorf("lab %s: %w", l.name, err)
+	}
+	if err := os.Remove(lockFile(l.name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("lab %s: %w", l.name, err)
 	}
 	return removeGuardRoute(ctx)

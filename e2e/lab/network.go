@@ -14,6 +14,10 @@ import (
 // network is the /24 of every lab. It exists only inside the labs' namespaces, so labs don't meet there.
 const network = "10.77.0"
 
+// guardRoute keeps this machine from the labs' addresses. The metric makes it beat the default route only, and
+// never replace a network that the machine really is on.
+var guardRoute = []string{"unreachable", network + ".0/24", "metric", "4096"}
+
 // maxNodes is how many addresses .11 and up have.
 const maxNodes = 240
 
@@ -31,7 +35,7 @@ func (n *Node) link() string { return fmt.Sprintf("v%d", n.index) }
 // ensureSwitch makes the switch: a bridge with the operator's address, in a namespace of its own.
 func (l *Lab) ensureSwitch(ctx context.Context) error {
 	// A test that forgets to enter the lab's network must not reach a real one of these addresses.
-	if _, err := run(ctx, "ip", "route", "replace", "unreachable", network+".0/24"); err != nil {
+	if _, err := run(ctx, append([]string{"ip", "route", "replace"}, guardRoute...)...); err != nil {
 		return fmt.Errorf("lab %s: %w", l.name, err)
 	}
 	ns := filepath.Base(l.switchNS())
@@ -130,7 +134,7 @@ func removeGuardRoute(ctx context.Context) error {
 	if err != nil || len(left) > 0 {
 		return err
 	}
-	_, _ = run(ctx, "ip", "route", "del", "unreachable", network+".0/24")
+	_, _ = run(ctx, append([]string{"ip", "route", "del"}, guardRoute...)...)
 	return nil
 }
 

@@ -34,7 +34,7 @@ func (n *Node) cgroup() string { return filepath.Join(n.lab.cgroup(), n.Name) }
 
 // ensureNodes makes the folders of the nodes that are new, and tells every node of them.
 func (l *Lab) ensureNodes(ctx context.Context, o NodeOptions, names []string) ([]*Node, error) {
-	unlock, err := lock(ctx, filepath.Join(stateDir(), l.name+".lock"))
+	unlock, err := lock(ctx, lockFile(l.name))
 	if err != nil {
 		return nil, err
 	}

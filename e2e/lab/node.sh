@@ -5,7 +5,8 @@
 umount -R -l /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 cgroup=/sys/fs/cgroup/$CGROUP
-echo $$ >"$cgroup/cgroup.procs"
+mkdir "$cgroup/boot"
+echo $$ >"$cgroup/boot/cgroup.procs"
 
 # nspawn keeps files by machine name here: nodes of two labs may have the same.
 mkdir -p /run/systemd/nspawn
@@ -40,13 +41,19 @@ while :; do
     ip addr add "$ADDRESS" dev eth0
     ip link set eth0 up
     ip route replace default via "$GATEWAY"'
+  # nspawn starts in the node's own group and splits it into supervisor and payload. A group can't hold both
+  # processes and groups with controllers, so the last boot's split goes first.
+  find "$cgroup" -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null || true
+  for controller in $(cat "$cgroup/cgroup.subtree_control"); do
+    echo "-$controller" >"$cgroup/cgroup.subtree_control" || true
+  done
   result=0
   # shellcheck disable=SC2086 # $binds is a list
-  setsid --wait systemd-nspawn --quiet --register=no --keep-unit --boot --machine="$NODE" --uuid="$(cat "$DIR/uuid")" \
-    --directory="$DIR/root" --network-namespace-path="$NETNS" --capability=CAP_NET_ADMIN,CAP_BPF \
+  setsid --wait sh -euc 'echo $$ >"$0"; exec systemd-nspawn "$@"' "$cgroup/cgroup.procs" \
+    --quiet --register=no --keep-unit --boot --machine="$NODE" \
+    --uuid="$(cat "$DIR/uuid")" --directory="$DIR/root" --network-namespace-path="$NETNS" --capability=CAP_NET_ADMIN,CAP_BPF \
     --system-call-filter="@keyring bpf" --link-journal=no --resolv-conf=off --timezone=off --console=read-only \
     $binds || result=$?
   # 133 is a reboot: with --keep-unit nspawn leaves starting it again to its caller.
   [ "$result" = 133 ] || exit "$result"
-  echo $$ >"$cgroup/cgroup.procs"
 done

@@ -29,6 +29,12 @@ const (
 // Boot starts the node with the disk that it has, and returns when it is up. It does nothing to a node that runs,
 // apart from waiting.
 func (n *Node) Boot(ctx context.Context) error {
+	// Two who boot it at once must not both start it: the second one finds it running.
+	unlock, err := lock(ctx, filepath.Join(n.dir(), "boot.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if n.Running() {
 		return n.Ready(ctx)
 	}
@@ -94,6 +100,9 @@ func (n *Node) ready(ctx context.Context, not int, exited <-chan struct{}) error
 			if state == "running" || state == "degraded" {
 				break
 			}
+		}
+		if exited == nil && !n.Running() {
+			return fmt.Errorf("node %s is not running; start it first", n.Name)
 		}
 		select {
 		case <-ctx.Done():

@@ -39,6 +39,9 @@ func stateDir() string {
 	return "/var/lib/nix-infra-lab"
 }
 
+// lockFile is beside the lab's folder, which comes and goes while the lock is held.
+func lockFile(lab string) string { return filepath.Join(stateDir(), lab+".lock") }
+
 func (l *Lab) load() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -104,7 +107,7 @@ func Reap(ctx context.Context, log io.Writer) ([]string, error) {
 	var errs []error
 	for _, name := range names {
 		// A lab that is locked is being worked on, so somebody cares for it.
-		unlock, err := tryLock(filepath.Join(stateDir(), name+".lock"))
+		unlock, err := tryLock(lockFile(name))
 		if err != nil {
 			continue
 		}
@@ -138,8 +141,8 @@ func processStarted(pid int) string {
 
 var errLocked = errors.New("locked")
 
-// tryLock takes the lock file, which stays: removing it would let two holders in. It fails with errLocked
-// when somebody has it.
+// tryLock takes the lock file, or fails with errLocked when somebody has it. The holder may remove the file, so
+// whoever gets the lock has it only if the file is still there under its name.
 func tryLock(name string) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
@@ -154,6 +157,12 @@ func tryLock(name string) (unlock func(), err error) {
 			return nil, errLocked
 		}
 		return nil, fmt.Errorf("lab: lock %s: %w", name, err)
+	}
+	mine, err := f.Stat()
+	there, err2 := os.Stat(name)
+	if err != nil || err2 != nil || !os.SameFile(mine, there) {
+		_ = f.Close()
+		return nil, errLocked
 	}
 	return func() { _ = f.Close() }, nil
 }

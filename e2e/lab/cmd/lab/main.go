@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,6 +49,12 @@ examples:
   lab --name other up 2
   lab down
 `
+
+// The commands that need a lab, and those that need a node of it, too.
+var (
+	onLab   = []string{"down", "run"}
+	onNodes = []string{"exec", "ssh", "cut", "heal", "reboot", "kill", "start", "stop"}
+)
 
 // bound is for commands that should take seconds; what the user runs has none.
 const bound = 10 * time.Minute
@@ -99,6 +106,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		fmt.Fprintf(stdout, "%d removed\n", len(reaped))
 		return err
 	}
+	if !slices.Contains(onLab, verb) && !slices.Contains(onNodes, verb) {
+		return fmt.Errorf("there is no command %q; `lab --help` shows those that there are", verb)
+	}
 	l, err := lab.Attach(name)
 	if err != nil && (verb != "down" || l == nil) {
 		return err
@@ -114,10 +124,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return errors.New("run what? as in: lab run -- ping -c1 n1")
 		}
 		return foreground(l.Command(ctx, rest...))
-	case "exec", "ssh", "cut", "heal", "reboot", "kill", "start", "stop":
-		return onNode(ctx, bounded, l, verb, rest)
 	}
-	return fmt.Errorf("there is no command %q; `lab --help` shows those that there are", verb)
+	return onNode(ctx, bounded, l, verb, rest)
 }
 
 func up(ctx context.Context, name string, args []string, stdout, stderr io.Writer) error {
