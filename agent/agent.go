@@ -1,0 +1,294 @@
+// Package agent is nix-infra-agent: it brings its machine to the state that a signed manifest
+// describes, answers signed questions, and tells the controllers how the machine is.
+//
+// Start with Run, which puts the parts together: link (the connection), reconcile (deploying),
+// heartbeat (telling), query (answering), audit (the record). requests.go is the table of what a node
+// can be asked, manifests.go puts orders on record, enrol.go is how a machine becomes a node.
+//
+// # The service
+//
+// Many agents can run in one process, each with its own Options; nothing here is global. As a service,
+// run by nix-infra-agent/main.go, it needs these settings, which the NixOS module and the bootstrap write:
+//
+//	Type=notify              READY=1 comes as soon as the journal is read: no network, no end of a deploy is waited for
+//	WatchdogSec=60           WATCHDOG=1 comes while engine, link and heartbeat are found alive
+//	Restart=always           with RestartSec=1 and, in [Unit], StartLimitIntervalSec=0: it is never given up
+//	KillMode=mixed           a build dies with the agent, and is resumed; activation and revert are units of their own
+//	TimeoutStopSec=10        it ends within 2 s of SIGTERM, an attempt being resumed by the next one
+//	OOMScoreAdjust=-900      whatever fills the memory is not mended by killing the one that can roll it back
+//	LimitNOFILE=65536        builds open many files
+//
+// and, in [Unit], After=dbus.service nix-daemon.socket (never network-online.target: a node without a
+// network must still be able to roll back) and X-RestartIfChanged as the NixOS default has it.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-infra/nix-infra/agent/audit"
+	"github.com/nix-infra/nix-infra/agent/heartbeat"
+	"github.com/nix-infra/nix-infra/agent/link"
+	"github.com/nix-infra/nix-infra/agent/query"
+	"github.com/nix-infra/nix-infra/agent/reconcile"
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/machine"
+)
+
+// DefaultDir is where an agent keeps its identity and its state.
+const DefaultDir = "/var/lib/nix-infra-agent"
+
+// Below the agent's folder, beside the identity's files.
+const (
+	deployDir = "deploy" // reconcile's
+	seenFile  = "seen.log"
+	lockFile  = "lock"
+)
+
+const (
+	queuedRequests = 256
+	stopWithin     = 1500 * time.Millisecond
+	lockWithin     = 2 * time.Second
+)
+
+// Options are an agent's surroundings. Only Dir and Log are needed.
+type Options struct {
+	Dir string // of a machine that is enrolled
+	Log *slog.Logger
+
+	Interval time.Duration // between beats; 0: heartbeat.Interval
+	Journal  audit.Journal // where audit records are shown on the node; nil: Log
+	Notify   func(string)  // tells the service manager, in sd_notify's words; may be nil
+	Watchdog time.Duration // in which it wants WATCHDOG=1; 0: it doesn't
+
+	Host    reconcile.Host           // nil: this machine
+	Facts   heartbeat.Source         // nil: this machine
+	Step    func(string)             // passed to reconcile; may be nil
+	Deploy  func(*reconcile.Options) // changes what reconcile works with, such as its folders; may be nil
+	Backoff link.Backoff             // zero: link.DefaultBackoff
+}
+
+// agent is the parts that Run puts together.
+type agent struct {
+	o         Options
+	machine   *machine.Machine
+	verifier  *protocol.Verifier
+	seen      *query.Seen
+	audit     *audit.Log
+	link      *link.Link
+	heart     *heartbeat.Heart
+	engine    *reconcile.Engine
+	server    *query.Server
+	questions chan *nats.Msg
+	units     *heartbeat.Units // nil where Facts are given
+
+	mu     sync.Mutex
+	issued accountStamp
+	status string // last told to the service manager
+}
+
+// Run is an agent until ctx ends. A machine that is not enrolled is machine.ErrNotEnrolled.
+func Run(ctx context.Context, o Options) error {
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return err
+	}
+	o.Dir = dir
+	m, err := Home(o.Dir).Open()
+	if err != nil {
+		return explain(err, o.Dir)
+	}
+	release, err := lock(filepath.Join(o.Dir, lockFile))
+	if err != nil {
+		return err
+	}
+	defer release()
+	a := &agent{o: o, machine: m}
+	if err := a.open(); err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+// open makes the parts and connects them to each other; nothing runs yet.
+func (a *agent) open() error {
+	fleet := a.machine.Answer.Fleet
+	var err error
+	if a.verifier, err = protocol.NewVerifier(fleet.Operator, fleet.AccountJWT); err != nil {
+		return fmt.Errorf("the enrolment in %s: %w", a.o.Dir, err)
+	}
+	requests := make(chan *nats.Msg, queuedRequests)
+	a.link = link.New(link.Options{Machine: a.machine, Log: a.o.Log.With("part", "link"), Backoff: a.o.Backoff, Requests: requests,
+		Look: func(l protocol.Look) { a.engine.Look(l) }, Account: a.takeAccount, Connected: a.connected})
+	if a.audit, err = audit.Open(audit.Options{Dir: a.o.Dir, Node: a.machine.Name, Log: a.o.Log.With("part", "audit"),
+		Stream: a.link.Audit, Journal: a.o.Journal}); err != nil {
+		return err
+	}
+	if a.seen, err = query.OpenSeen(filepath.Join(a.o.Dir, seenFile), 0, time.Now); err != nil {
+		return err
+	}
+	source := a.o.Facts
+	if source == nil {
+		a.units = heartbeat.NewUnits(a.o.Log.With("part", "units"), func() { a.heart.Changed() })
+		source = &heartbeat.Host{Units: a.units}
+	}
+	a.heart = heartbeat.New(heartbeat.Options{Interval: a.o.Interval, Source: source, Complete: a.complete, Send: a.link.Beat, Log: a.o.Log.With("part", "heartbeat")})
+	if err := a.openEngine(); err != nil {
+		return err
+	}
+	a.server = a.answers()
+	a.questions = requests
+	return nil
+}
+
+func (a *agent) openEngine() error {
+	host := a.o.Host
+	log := a.o.Log.With("part", "deploy")
+	if host == nil {
+		var err error
+		if host, err = reconcile.NewHost(log); err != nil {
+			return err
+		}
+	}
+	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier,
+		Host: host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount}
+	o.Upstream = &recorder{Link: a.link, node: a.machine.Name, verifier: a.verifier, record: a.audit.Record, state: func() reconcile.State { return a.engine.State() }}
+	if a.o.Deploy != nil {
+		a.o.Deploy(&o)
+	}
+	var err error
+	a.engine, err = reconcile.New(o)
+	return err
+}
+
+// run is the parts at work, until ctx ends or one of them does.
+func (a *agent) run(ctx context.Context) error {
+	all, ctx := errgroup.WithContext(ctx)
+	parts := []func(context.Context) error{a.engine.Run, a.link.Run, a.heart.Run, a.audit.Run,
+		func(ctx context.Context) error { return a.server.Serve(ctx, a.questions) }}
+	if a.units != nil {
+		parts = append(parts, a.units.Run)
+	}
+	if a.o.Notify != nil {
+		parts = append(parts, a.tellService)
+	}
+	for _, part := range parts {
+		all.Go(func() error { return part(ctx) })
+	}
+	a.o.Log.Info("the agent is up", "node", a.machine.Name, "version", protocol.Build(), "serial", a.engine.State().Serial)
+	done := make(chan error, 1)
+	go func() { done <- all.Wait() }()
+	select {
+	case err := <-done:
+		return errors.Join(err, a.close())
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return errors.Join(err, a.close())
+	case <-time.After(stopWithin):
+		// What hangs is an act on the machine: the journal knows of it, the next agent resumes it.
+		a.o.Log.Warn("the agent ends although something still runs; the next one goes on with it")
+		return nil
+	}
+}
+
+func (a *agent) close() error {
+	return errors.Join(a.audit.Close(), a.seen.Close())
+}
+
+// complete adds to a beat what the agent knows of itself.
+func (a *agent) complete(b *protocol.Beat) {
+	s := a.engine.State()
+	b.Serial, b.Deployment, b.Phase, b.Reason = s.Serial, s.Deployment, s.Phase, s.Reason
+	b.IPv4 = a.link.LocalIPv4()
+	b.Account = a.accountIssued()
+}
+
+func (a *agent) connected() {
+	a.engine.Connected()
+	a.changed()
+}
+
+// changed has the news told.
+func (a *agent) changed() {
+	a.heart.Changed()
+	a.tellStatus()
+}
+
+// accountStamp is when an account JWT was issued, so that it is decoded once.
+type accountStamp struct {
+	token string
+	at    int64
+}
+
+func (a *agent) accountIssued() int64 {
+	token := a.verifier.Account()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.issued.token != token {
+		if c, err := jwt.DecodeAccountClaims(token); err == nil {
+			a.issued = accountStamp{token, c.IssuedAt}
+		}
+	}
+	return a.issued.at
+}
+
+// takeAccount takes over an account JWT as soon as it arrives, also during a deploy: it may say that
+// somebody's credentials are void.
+func (a *agent) takeAccount(token string) {
+	changed, err := a.verifier.SetAccount(token)
+	if err != nil {
+		a.o.Log.Warn("an account JWT from a controller is not this fleet's", "error", err)
+	}
+	if changed {
+		a.saveAccount(token)
+		a.heart.Changed()
+	}
+}
+
+func (a *agent) saveAccount(token string) {
+	if err := a.machine.SaveAccount(token); err != nil {
+		a.o.Log.Error("a newer account JWT can't be kept; a restart would forget who was revoked", "error", err)
+	}
+}
+
+// lock keeps a second agent out of the folder. The lock ends with the process at the latest. One that
+// is on its way out, or a look at the status, is waited for.
+func lock(path string) (release func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("can't lock the agent's folder: %w", err)
+	}
+	for deadline := time.Now().Add(lockWithin); ; time.Sleep(lockWithin / 20) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("another agent runs on %s; stop it first (systemctl stop nix-infra-agent)", filepath.Dir(path))
+		}
+	}
+}
+
+// locked tells whether an agent has the folder.
+func locked(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+}

@@ -1,0 +1,514 @@
+package agent_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/nats-io/nats.go"
+
+	"github.com/nix-infra/nix-infra/agent"
+	"github.com/nix-infra/nix-infra/agent/heartbeat"
+	"github.com/nix-infra/nix-infra/agent/link"
+	"github.com/nix-infra/nix-infra/agent/reconcile"
+	"github.com/nix-infra/nix-infra/agent/testfleet"
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/machine"
+)
+
+const node = "web-1"
+
+// host is a machine on which nothing can be built, and which remembers what was tried.
+type host struct {
+	mu    sync.Mutex
+	built int
+	acted []string
+}
+
+func (h *host) did(what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.acted = append(h.acted, what)
+}
+
+func (h *host) Observe(context.Context) (reconcile.Observation, error) {
+	return reconcile.Observation{Running: "/nix/store/" + strings.Repeat("0", 32) + "-old", BootID: "boot-1", Uptime: time.Hour, Generation: 1}, nil
+}
+
+func (h *host) Build(context.Context, reconcile.Build) (string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.built++
+	return "", errors.New("nothing can be built here")
+}
+func (h *host) SetProfile(context.Context, string) error               { h.did("profile"); return nil }
+func (h *host) Arm(context.Context, reconcile.Revert) error            { h.did("arm"); return nil }
+func (h *host) Disarm(context.Context, reconcile.Revert) (bool, error) { return false, nil }
+func (h *host) Run(_ context.Context, j reconcile.Job) (reconcile.Outcome, error) {
+	h.did("run " + j.Unit)
+	return reconcile.Outcome{}, nil
+}
+func (h *host) Journal(context.Context, string, int) (string, error) { return "", nil }
+func (h *host) Reboot(context.Context) error                         { h.did("reboot"); return nil }
+
+// running is an agent in a test.
+type running struct {
+	t      *testing.T
+	host   *host
+	cancel context.CancelFunc
+	done   chan error
+
+	mu   sync.Mutex
+	told []string
+}
+
+func start(t *testing.T, dir string) *running {
+	t.Helper()
+	r := &running{t: t, host: &host{}, done: make(chan error, 1)}
+	etc := t.TempDir()
+	var ctx context.Context
+	ctx, r.cancel = context.WithCancel(context.Background())
+	go func() {
+		r.done <- agent.Run(ctx, agent.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Host: r.host, Facts: &heartbeat.Host{},
+			Interval: time.Second, Watchdog: time.Second,
+			Backoff: link.Backoff{Base: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Cap: 40 * time.Millisecond},
+			Notify:  func(s string) { r.mu.Lock(); r.told = append(r.told, s); r.mu.Unlock() },
+			Deploy:  func(o *reconcile.Options) { o.Etc, o.Roots = etc, filepath.Join(dir, "roots") }})
+	}()
+	t.Cleanup(r.stop)
+	return r
+}
+
+// stop ends the agent as SIGTERM does.
+func (r *running) stop() {
+	r.t.Helper()
+	if r.cancel == nil {
+		return
+	}
+	r.cancel()
+	r.cancel = nil
+	select {
+	case err := <-r.done:
+		if err != nil {
+			r.t.Errorf("Run: %v", err)
+		}
+	case <-time.After(2 * time.Second):
+		r.t.Error("the agent does not end within 2 s")
+	}
+}
+
+func (r *running) wasTold(prefix string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.told, func(s string) bool { return strings.HasPrefix(s, prefix) })
+}
+
+// side is the controllers' side: what it heard, and what it says.
+type side struct {
+	nc      *nats.Conn
+	mu      sync.Mutex
+	beats   []protocol.Beat
+	reports []protocol.Report
+	doc     []byte
+	blobs   map[string][]byte
+}
+
+func control(t *testing.T, f *testfleet.Fleet) *side {
+	t.Helper()
+	s := &side{nc: f.Controller(), blobs: map[string][]byte{}}
+	js, err := s.nc.JetStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.AddStream(&nats.StreamConfig{Name: "audit", Subjects: protocol.AuditSubjects}); err != nil {
+		t.Fatal(err)
+	}
+	f.Serve(s.nc, protocol.UpBeat, func(_ string, data []byte) (any, error) {
+		b, err := protocol.Decode[protocol.Beat](data)
+		if err != nil {
+			t.Errorf("beat %s: %v", data, err)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.beats = append(s.beats, b)
+		return nil, nil
+	})
+	f.Serve(s.nc, protocol.UpManifest, func(string, []byte) (any, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return protocol.ManifestReply{Digest: protocol.Digest(s.doc), Manifest: s.doc}, nil
+	})
+	f.Serve(s.nc, protocol.UpBlob, func(_ string, data []byte) (any, error) {
+		q, err := protocol.Decode[protocol.BlobQuery](data)
+		if err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		b, ok := s.blobs[q.Blob]
+		if !ok {
+			return nil, protocol.Refuse(protocol.Unknown, "no such blob")
+		}
+		return protocol.BlobReply{Size: int64(len(b)), Data: b[q.Offset:]}, nil
+	})
+	f.Serve(s.nc, protocol.UpReport, func(_ string, data []byte) (any, error) {
+		r, err := protocol.Decode[protocol.Report](data)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.reports = append(s.reports, r)
+		return nil, err
+	})
+	return s
+}
+
+func (s *side) lastBeat() (protocol.Beat, int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.beats) == 0 {
+		return protocol.Beat{}, 0
+	}
+	return s.beats[len(s.beats)-1], len(s.beats)
+}
+
+// audited are the records in the stream.
+func (s *side) audited(t *testing.T) []protocol.AuditRecord {
+	t.Helper()
+	js, err := s.nc.JetStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := js.StreamInfo("audit")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []protocol.AuditRecord
+	for seq := uint64(1); seq <= info.State.LastSeq; seq++ {
+		m, err := js.GetMsg("audit", seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := protocol.Decode[protocol.AuditRecord](m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+func (s *side) look(t *testing.T, doc []byte, serial uint64, account string) {
+	t.Helper()
+	s.mu.Lock()
+	s.doc = doc
+	s.mu.Unlock()
+	l := protocol.Look{Version: protocol.Version, Serial: serial, Account: account}
+	if doc != nil {
+		l.Digest = protocol.Digest(doc)
+	}
+	if err := s.nc.Publish(protocol.LookSubject(node), protocol.Encode(l)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func enrolled(t *testing.T, f *testfleet.Fleet) string {
+	t.Helper()
+	dir := t.TempDir()
+	f.EnrolAt(agent.Home(dir), node)
+	return dir
+}
+
+// ask asks the node and gives its answer.
+func ask(t *testing.T, f *testfleet.Fleet, who *protocol.Signer, name string, a protocol.Action, payload any) protocol.Reply {
+	t.Helper()
+	nc := f.Connect(who, "")
+	defer nc.Close()
+	signed, id, err := who.Request(a, node, payload, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sub, err := nc.SubscribeSync(protocol.ReplySubject(name, id, node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.PublishRequest(protocol.RequestSubject(node, a), protocol.ReplySubject(name, id, node), protocol.Encode(signed)); err != nil {
+		t.Fatal(err)
+	}
+	m, err := sub.NextMsg(5 * time.Second)
+	if err != nil {
+		t.Fatalf("%s: %v", a, err)
+	}
+	r, err := protocol.Decode[protocol.Reply](m.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestBeatsAnswersAndStops(t *testing.T) {
+	f := testfleet.New(t)
+	s := control(t, f)
+	dir := enrolled(t, f)
+	r := start(t, dir)
+	testfleet.Eventually(t, "beats", func() bool { _, n := s.lastBeat(); return n >= 2 })
+	b, _ := s.lastBeat()
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch {
+	case b.Version != protocol.Version || b.Interval != 1 || b.Agent != protocol.Build():
+		t.Errorf("beat %+v", b)
+	case b.Kernel != strings.TrimSpace(string(release)) || len(b.BootID) != 36:
+		t.Errorf("kernel %q, boot %q", b.Kernel, b.BootID)
+	case b.IPv4 != "127.0.0.1" || b.Account == 0 || time.Since(time.Unix(b.Account, 0)) > time.Minute:
+		t.Errorf("address %q, account %d", b.IPv4, b.Account)
+	case b.Vitals.Uptime <= 0 || b.Vitals.MemTotal < 64<<20 || b.Vitals.MemAvailable <= 0 || b.Vitals.MemAvailable >= b.Vitals.MemTotal:
+		t.Errorf("vitals %+v", b.Vitals)
+	}
+	ann := f.User("ann", protocol.Deployer)
+	var pong agent.Pong
+	if reply := ask(t, f, ann, "ann", protocol.Ping, nil); json.Unmarshal(reply.Body, &pong) != nil || pong.Agent != protocol.Build() || time.Since(pong.Time) > time.Minute {
+		t.Errorf("ping: %+v", reply)
+	}
+	var facts protocol.Beat
+	if reply := ask(t, f, ann, "ann", protocol.Facts, nil); json.Unmarshal(reply.Body, &facts) != nil || facts.BootID != b.BootID {
+		t.Errorf("facts: %+v", reply)
+	}
+	if reply := ask(t, f, ann, "ann", protocol.Release, protocol.NameRequest{Name: "/nix/store/none"}); reply.Refused == nil || reply.Refused.Code != protocol.Unknown {
+		t.Errorf("release: %+v", reply)
+	}
+	if reply := ask(t, f, ann, "ann", protocol.Release, nil); reply.Refused == nil || reply.Refused.Code != protocol.Malformed {
+		t.Errorf("release without a payload: %+v", reply)
+	}
+	testfleet.Eventually(t, "the audit stream", func() bool { return len(s.audited(t)) == 8 })
+	for i, a := range s.audited(t) {
+		if a.Seq != uint64(i+1) || a.At != node || a.User != "ann" || (i%2 == 0) != (a.Outcome == "") {
+			t.Errorf("record %d: %+v", i, a)
+		}
+	}
+	if _, err := agent.ReadStatus(dir); err != nil {
+		t.Fatal(err)
+	} else if st, _ := agent.ReadStatus(dir); !st.Running || st.Node != node || st.Operator != f.Public.Operator {
+		t.Errorf("status %+v", st)
+	}
+	testfleet.Eventually(t, "the watchdog is fed", func() bool { return r.wasTold("WATCHDOG=1") && r.wasTold("STATUS=connected to tls://") })
+	r.stop()
+	if !r.wasTold("STOPPING=1") {
+		t.Errorf("told %v", r.told)
+	}
+	if st, err := agent.ReadStatus(dir); err != nil || st.Running {
+		t.Errorf("status after the end: %+v, %v", st, err)
+	}
+}
+
+func TestReadyWithoutNetwork(t *testing.T) {
+	f := testfleet.New(t)
+	dir := enrolled(t, f)
+	f.Stop()
+	r := start(t, dir)
+	testfleet.Eventually(t, "READY=1", func() bool { return r.wasTold("READY=1") && r.wasTold("STATUS=no controller reached") })
+}
+
+func TestNotEnrolledSaysWhatToDo(t *testing.T) {
+	err := agent.Run(t.Context(), agent.Options{Dir: t.TempDir(), Log: slog.Default()})
+	if !errors.Is(err, machine.ErrNotEnrolled) || !strings.Contains(err.Error(), "nix-infra-agent request --name") || strings.Contains(err.Error(), "\n") {
+		t.Fatal(err)
+	}
+}
+
+func TestOneAgentPerFolder(t *testing.T) {
+	f := testfleet.New(t)
+	dir := enrolled(t, f)
+	r := start(t, dir)
+	testfleet.Eventually(t, "READY=1", func() bool { return r.wasTold("READY=1") })
+	err := agent.Run(t.Context(), agent.Options{Dir: dir, Log: slog.Default(), Host: &host{}, Facts: &heartbeat.Host{}})
+	if err == nil || !strings.Contains(err.Error(), "another agent runs") {
+		t.Fatal(err)
+	}
+}
+
+// TestRevocationReachesTheNode: by a look, at once, for good, and only from the operator.
+func TestRevocationReachesTheNode(t *testing.T) {
+	f := testfleet.New(t)
+	s := control(t, f)
+	dir := enrolled(t, f)
+	r := start(t, dir)
+	testfleet.Eventually(t, "a beat", func() bool { _, n := s.lastBeat(); return n > 0 })
+	eve := f.User("eve", protocol.Admin)
+	key, err := eve.Key.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if reply := ask(t, f, eve, "eve", protocol.Ping, nil); reply.Refused != nil {
+		t.Fatal(reply.Refused)
+	}
+	forger, err := protocol.NewFleet("forger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := forger.Publish(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.look(t, nil, 0, theirs.AccountJWT)
+	first, _ := s.lastBeat()
+	time.Sleep(time.Until(time.Unix(first.Account, 0).Add(1100 * time.Millisecond))) // account JWTs are told apart by the second
+	revoked, err := f.Keys.Publish(map[string]time.Time{key: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.look(t, nil, 0, revoked.AccountJWT) // the broker is not told: the node has to refuse
+	testfleet.Eventually(t, "a beat with the newer account", func() bool { b, _ := s.lastBeat(); return b.Account > first.Account })
+	for range 2 {
+		if reply := ask(t, f, eve, "eve", protocol.Ping, nil); reply.Refused == nil || reply.Refused.Code != protocol.Revoked {
+			t.Fatalf("revoked, and answered %+v", reply)
+		}
+		r.stop()
+		_, before := s.lastBeat()
+		r = start(t, dir) // the restart does not forget
+		testfleet.Eventually(t, "a beat", func() bool { _, n := s.lastBeat(); return n > before })
+	}
+}
+
+func manifest(t *testing.T, s *side, by *protocol.Signer, target string, serial uint64, change func(*protocol.Manifest)) []byte {
+	t.Helper()
+	content := []byte("{ }")
+	e, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	digest := protocol.Digest(content)
+	s.mu.Lock()
+	s.blobs[digest] = e.EncodeAll(content, nil)
+	s.mu.Unlock()
+	m := &protocol.Manifest{Version: protocol.Version, Node: target, Serial: serial, Deployment: fmt.Sprintf("d-%d", serial), Created: time.Now().UTC(),
+		Mode: protocol.Switch, Files: []protocol.File{{Path: "flake.nix", SHA256: digest, Size: int64(len(content))}},
+		Attr: protocol.SystemAttr(target), Timeout: 60, BuildTimeout: 60}
+	if change != nil {
+		change(m)
+	}
+	doc, err := by.Manifest(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// TestManifestsAreRecorded: orders that are refused leave a reason, one that is tried leaves its end.
+func TestManifestsAreRecorded(t *testing.T) {
+	f := testfleet.New(t)
+	s := control(t, f)
+	dir := enrolled(t, f)
+	r := start(t, dir)
+	testfleet.Eventually(t, "a beat", func() bool { _, n := s.lastBeat(); return n > 0 })
+	ann, eve := f.User("ann", protocol.Deployer), f.User("eve", protocol.Operator)
+	edit := func(doc []byte, change func(*protocol.Signed)) []byte {
+		signed, err := protocol.Decode[protocol.Signed](doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&signed)
+		return protocol.Encode(signed)
+	}
+	honest := manifest(t, s, ann, node, 5, nil)
+	records := 0
+	for _, hostile := range []struct {
+		code protocol.Code
+		doc  []byte
+	}{
+		{protocol.Malformed, []byte("{")},
+		{protocol.Unsigned, edit(honest, func(s *protocol.Signed) { s.Signature = nil })},
+		{protocol.Forged, edit(honest, func(s *protocol.Signed) { s.Signature[3] ^= 1 })},
+		{protocol.Tampered, edit(honest, func(s *protocol.Signed) { s.Payload = append(s.Payload[:len(s.Payload)-1], ' ', '}') })},
+		{protocol.Misaddressed, manifest(t, s, ann, "web-2", 5, nil)},
+		{protocol.OverRole, manifest(t, s, eve, node, 5, nil)},
+	} {
+		s.look(t, hostile.doc, 5, "")
+		records++
+		testfleet.Eventually(t, string(hostile.code), func() bool { return len(s.audited(t)) == records })
+		if a := s.audited(t)[records-1]; a.Outcome != string(hostile.code) || a.Action != protocol.Deploy || a.Payload != protocol.Digest(hostile.doc) {
+			t.Errorf("%s: %+v", hostile.code, a)
+		}
+	}
+	if r.host.built != 0 || len(r.host.acted) != 0 {
+		t.Fatalf("hostile manifests had the host build %d times and %v", r.host.built, r.host.acted)
+	}
+	s.look(t, honest, 5, "")
+	testfleet.Eventually(t, "the report", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return slices.ContainsFunc(s.reports, func(r protocol.Report) bool {
+			return r.Deployment == "d-5" && r.Started != r.Ended || strings.Contains(r.Reason, "nothing can be built")
+		})
+	})
+	testfleet.Eventually(t, "both records", func() bool { return len(s.audited(t)) == records+2 })
+	all := s.audited(t)
+	begin, end := all[records], all[records+1]
+	if begin.User != "ann" || begin.Role != protocol.Deployer || begin.Request != "d-5" || begin.Outcome != "" {
+		t.Errorf("begins: %+v", begin)
+	}
+	if end.User != "ann" || end.Request != "d-5" || end.Outcome != string(protocol.Failed) || !strings.Contains(end.Reason, "nothing can be built") {
+		t.Errorf("ends: %+v", end)
+	}
+	// An older order, rightly signed, from a controller that would go back.
+	s.look(t, manifest(t, s, ann, node, 4, nil), 6, "")
+	testfleet.Eventually(t, "outdated", func() bool { return len(s.audited(t)) == records+3 })
+	if a := s.audited(t)[records+2]; a.Outcome != string(protocol.Outdated) {
+		t.Errorf("outdated: %+v", a)
+	}
+	if st, err := agent.ReadStatus(dir); err != nil || st.Deploy.Deployment != "d-5" || st.Deploy.Phase != protocol.FailedPhase {
+		t.Errorf("status %+v, %v", st, err)
+	}
+}
+
+// TestManyInOneProcess keeps an agent as small as a swarm of thousands needs it.
+func TestManyInOneProcess(t *testing.T) {
+	f := testfleet.New(t)
+	c := f.Controller()
+	var mu sync.Mutex
+	beating := map[string]bool{}
+	f.Serve(c, protocol.UpBeat, func(node string, _ []byte) (any, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		beating[node] = true
+		return nil, nil
+	})
+	const many = 40
+	homes := make([]machine.Home, many)
+	for i := range homes {
+		homes[i] = agent.Home(t.TempDir())
+		f.EnrolAt(homes[i], fmt.Sprintf("n-%d", i))
+	}
+	before := runtime.NumGoroutine()
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	for _, home := range homes {
+		all.Go(func() {
+			if err := agent.Run(ctx, agent.Options{Dir: home.Dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Host: &host{}, Facts: &heartbeat.Host{},
+				Interval: 200 * time.Millisecond, Deploy: func(o *reconcile.Options) { o.Etc, o.Roots = home.Dir, home.Dir }}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	testfleet.Eventually(t, "all beat", func() bool { mu.Lock(); defer mu.Unlock(); return len(beating) == many })
+	each := float64(runtime.NumGoroutine()-before) / many
+	t.Logf("%.1f goroutines an agent, its two at the broker included", each)
+	if each > 18 {
+		t.Errorf("%.1f goroutines an agent", each)
+	}
+	cancel()
+	all.Wait()
+}
