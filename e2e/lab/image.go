@@ -100,10 +100,8 @@ func ensureLayer(name string, make func(dir string) error) error {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	tmp := dir + ".tmp"
-	if err := os.RemoveAll(tmp); err != nil {
-		return err
-	}
+	// The pid: a build whose lab was killed may still be writing to its own. pruneLayers removes that.
+	tmp := fmt.Sprintf("%s.%d.tmp", dir, os.Getpid())
 	if err := os.MkdirAll(filepath.Join(tmp, "root"), 0o755); err != nil {
 		return err
 	}
