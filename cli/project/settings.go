@@ -1,0 +1,248 @@
+package project
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
+)
+
+// SettingsFile is the name of the settings below the project folder.
+const SettingsFile = "nix-infra.yaml"
+
+// What is meant when nothing is said.
+const (
+	DefaultArch   = "x86_64-linux"
+	DefaultSSHKey = "nixinfra"
+)
+
+// Settings is nix-infra.yaml.
+type Settings struct {
+	Fleet       string                  `yaml:"fleet"`              // a DNS label
+	Controllers []string                `yaml:"controllers"`        // tls://host:4222 and wss://host:443, in order of preference
+	Defaults    Defaults                `yaml:"defaults,omitempty"` // for every node
+	SSHKey      string                  `yaml:"ssh_key,omitempty"`  // name of the key pair below ssh/
+	Nodes       map[string]NodeSettings `yaml:"nodes,omitempty"`    // what differs, by node
+}
+
+// Defaults hold for each node that does not say otherwise.
+type Defaults struct {
+	NixOSVersion string `yaml:"nixos_version,omitempty"` // such as 25.11
+	NodeModule   string `yaml:"node_module,omitempty"`   // such as node_types/standalone_machine.nix, or its bare name
+	Arch         string `yaml:"arch,omitempty"`          // such as x86_64-linux
+}
+
+// NodeSettings are one node's.
+type NodeSettings struct {
+	NixOSVersion string   `yaml:"nixos_version,omitempty"`
+	NodeModule   string   `yaml:"node_module,omitempty"`
+	Arch         string   `yaml:"arch,omitempty"`
+	Tags         []string `yaml:"tags,omitempty,flow"`
+	IPv4         string   `yaml:"ipv4,omitempty"` // its public address, for the placeholders
+}
+
+// header opens every settings file that this program makes.
+const header = `# The settings of this nix-infra project.
+#
+#   fleet         what this fleet is called
+#   controllers   where its nodes and operators meet, in order of preference:
+#                 tls://host:4222, and wss://host:443 for networks that let nothing else out
+#   defaults      nixos_version, node_module and arch of every node
+#   ssh_key       name of the key pair below ssh/
+#   nodes         by name, what differs from the defaults, and: tags, ipv4
+`
+
+func readSettings(dir string) (Settings, error) {
+	text, err := os.ReadFile(filepath.Join(dir, SettingsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		s := Settings{}
+		s.fill()
+		return s, fmt.Errorf("%s has no %s: %w; run `nix-infra init` there", dir, SettingsFile, ErrNotInitialised)
+	} else if err != nil {
+		return Settings{}, err
+	}
+	return parseSettings(text)
+}
+
+// parseSettings reports every mistake with its line.
+func parseSettings(text []byte) (Settings, error) {
+	var s Settings
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	d.KnownFields(true)
+	if err := d.Decode(&s); err != nil && !errors.Is(err, io.EOF) {
+		return Settings{}, yamlError(SettingsFile, err)
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return Settings{}, fmt.Errorf("%s: more than one document: remove the --- line and what follows it", SettingsFile)
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return Settings{}, yamlError(SettingsFile, err)
+	}
+	var errs []error
+	for _, m := range s.mistakes() {
+		errs = append(errs, fmt.Errorf("%s:%d: %w", SettingsFile, lineOf(&doc, m.path), m))
+	}
+	s.fill()
+	return s, errors.Join(errs...)
+}
+
+func (s *Settings) fill() {
+	s.Defaults.Arch = firstOf(s.Defaults.Arch, DefaultArch)
+	s.SSHKey = firstOf(s.SSHKey, DefaultSSHKey)
+}
+
+// Node gives what holds for a node: its own settings over the defaults.
+func (s Settings) Node(name string) NodeSettings {
+	n := s.Nodes[name]
+	n.NixOSVersion = firstOf(n.NixOSVersion, s.Defaults.NixOSVersion)
+	n.NodeModule = firstOf(n.NodeModule, s.Defaults.NodeModule)
+	n.Arch = firstOf(n.Arch, s.Defaults.Arch, DefaultArch)
+	return n
+}
+
+// Validate reports every mistake, a line each. No controllers is none: a project may have to wait for its
+// first one.
+func (s Settings) Validate() error {
+	var errs []error
+	for _, m := range s.mistakes() {
+		errs = append(errs, fmt.Errorf("%s: %w", SettingsFile, m))
+	}
+	return errors.Join(errs...)
+}
+
+// mistake is one, and where in the document.
+type mistake struct {
+	path []string
+	error
+}
+
+func (m mistake) Unwrap() error { return m.error }
+
+func (s Settings) mistakes() []mistake {
+	var found []mistake
+	add := func(err error, path ...string) {
+		if err != nil {
+			found = append(found, mistake{path, fmt.Errorf("%s: %w", strings.Join(path, "."), err)})
+		}
+	}
+	if s.Fleet == "" {
+		add(errors.New("missing; say what this fleet is called, such as fleet: home"), "fleet")
+	} else {
+		add(protocol.CheckName(s.Fleet), "fleet")
+	}
+	for i, url := range s.Controllers {
+		add(protocol.CheckControllers([]string{url}), "controllers", fmt.Sprint(i))
+		if slices.Contains(s.Controllers[:i], url) {
+			add(fmt.Errorf("%s is listed twice", url), "controllers", fmt.Sprint(i))
+		}
+	}
+	d := s.Defaults
+	add(validVersion(d.NixOSVersion), "defaults", "nixos_version")
+	add(validModule(d.NodeModule), "defaults", "node_module")
+	add(validArch(d.Arch), "defaults", "arch")
+	add(validKeyName(s.SSHKey), "ssh_key")
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		n := s.Nodes[name]
+		add(ValidNodeName(name), "nodes", name)
+		add(validVersion(n.NixOSVersion), "nodes", name, "nixos_version")
+		add(validModule(n.NodeModule), "nodes", name, "node_module")
+		add(validArch(n.Arch), "nodes", name, "arch")
+		add((&protocol.TagsRequest{Tags: n.Tags}).Validate(), "nodes", name, "tags")
+		add(validIPv4(n.IPv4), "nodes", name, "ipv4")
+	}
+	return found
+}
+
+var (
+	versionForm = regexp.MustCompile(`^[0-9a-z][0-9a-z.-]{0,31}$`)
+	archForm    = regexp.MustCompile(`^[a-z0-9_]{1,32}-linux$`)
+	keyNameForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}$`)
+)
+
+// The empty string is no mistake of the following: it stands for the default.
+
+func validVersion(v string) error {
+	if v != "" && !versionForm.MatchString(v) {
+		return fmt.Errorf("%q is no NixOS version; expected such as 25.11", v)
+	}
+	return nil
+}
+
+func validArch(a string) error {
+	if a != "" && !archForm.MatchString(a) {
+		return fmt.Errorf("%q is no system of Nix that NixOS runs on; expected such as x86_64-linux or aarch64-linux", a)
+	}
+	return nil
+}
+
+func validModule(m string) error {
+	if m != "" && (!filepath.IsLocal(m) || path.Clean(m) != strings.TrimPrefix(m, "./") || strings.ContainsAny(m, "\\\n\r\x00")) {
+		return fmt.Errorf("%q is no path below the project; expected such as node_types/cluster_node.nix", m)
+	}
+	return nil
+}
+
+func validKeyName(k string) error {
+	if k != "" && !keyNameForm.MatchString(k) {
+		return fmt.Errorf("%q is no file name of a key below ssh/", k)
+	}
+	return nil
+}
+
+func validIPv4(ip string) error {
+	if ip == "" {
+		return nil
+	}
+	if a, err := netip.ParseAddr(ip); err != nil || !a.Is4() {
+		return fmt.Errorf("%q is no IPv4 address", ip)
+	}
+	return nil
+}
+
+// WriteSettings replaces nix-infra.yaml in one step. Comments that people wrote into it stay with the
+// keys that they belong to.
+func WriteSettings(dir string, s Settings) error {
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	if s.Controllers == nil {
+		s.Controllers = []string{}
+	}
+	file := filepath.Join(dir, SettingsFile)
+	old, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var doc, before yaml.Node
+	if err := doc.Encode(s); err != nil {
+		return fmt.Errorf("%s: %w", SettingsFile, err)
+	}
+	text := bytes.NewBufferString(header)
+	if yaml.Unmarshal(old, &before) == nil && len(before.Content) == 1 {
+		text.Reset()
+		keepComments(&before, &doc)
+		before.Content[0] = &doc
+		doc = before
+	}
+	e := yaml.NewEncoder(text)
+	e.SetIndent(2)
+	if err := errors.Join(e.Encode(&doc), e.Close()); err != nil {
+		return fmt.Errorf("%s: %w", SettingsFile, err)
+	}
+	return atomicfile.Write(file, text.Bytes(), 0o644)
+}

@@ -1,0 +1,5 @@
+{ ... }: {
+  networking.hostName = "[%%nodeName%%]";
+  system.stateVersion = "[%%nixVersion%%]";
+  users.users.root.openssh.authorizedKeys.keys = [ ''[%%sshKey%%]'' ];
+}

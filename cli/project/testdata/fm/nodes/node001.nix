@@ -1,0 +1,1 @@
+{ ... }: { services.nginx.virtualHosts."[%%localhost.hostname%%].example.org".listenAddresses = [ "[%%localhost.ipv4%%]" ]; }

@@ -1,0 +1,1 @@
+{ ... }: { imports = [ ./app_modules/shop ]; networking.domain = "[%%etcd001.ipv4%%]"; }

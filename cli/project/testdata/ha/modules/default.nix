@@ -1,0 +1,1 @@
+{ ... }: { imports = [ ./sub/etcd.nix ]; }

@@ -1,0 +1,1 @@
+{ ... }: { } # [%%nodeName%%] stays: modules are sent as they are

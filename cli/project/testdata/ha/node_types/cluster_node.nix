@@ -1,0 +1,1 @@
+{ ... }: { infrastructure.overlay.members = [ [%%etcdCluster%%] ]; }

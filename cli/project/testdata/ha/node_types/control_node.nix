@@ -1,0 +1,3 @@
+{ ... }: {
+  infrastructure.etcd = { initialCluster = [ [%%etcdCluster%%] ]; initialClusterToken = "[%%etcdClusterToken%%]"; };
+}

@@ -1,0 +1,1 @@
+{ ... }: { networking.hostName = "[%%nodeName%%]"; users.users.root.openssh.authorizedKeys.keys = [ "[%%sshKey%%]" ]; }

@@ -1,0 +1,1 @@
+{ ... }: { virtualisation.podman.enable = true; infrastructure.overlay.members = [ [%%etcdCluster%%] ]; }

@@ -1,0 +1,1 @@
+{ ... }: { infrastructure.etcd.initialCluster = [ [%%etcdCluster%%] ]; infrastructure.etcd.initialClusterToken = "[%%etcdClusterToken%%]"; }

@@ -1,0 +1,1 @@
+{ ... }: { services.harmonia.signKeyPath = "/run/keys/[%%pre-build-secrets/harmonia.key%%]"; }
