@@ -93,7 +93,10 @@ func (r *rig) file(path, data string) protocol.File {
 	w, err := zstd.NewWriter(nil)
 	must(r.t, err)
 	digest := protocol.Digest([]byte(data))
-	r.c.blobs[digest] = w.EncodeAll([]byte(data), nil)
+	packed := w.EncodeAll([]byte(data), nil)
+	r.c.mu.Lock()
+	r.c.blobs[digest] = packed
+	r.c.mu.Unlock()
 	return protocol.File{Path: path, SHA256: digest, Size: int64(len(data)), Exec: path == "run.sh"}
 }
 

@@ -443,3 +443,9 @@ func (c *controller) last() protocol.Report {
 	}
 	return c.reports[len(c.reports)-1]
 }
+
+func (c *controller) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.reports)
+}
