@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,7 +41,8 @@ type Controller struct {
 	lock     *os.File
 
 	cancel  context.CancelFunc
-	serving chan struct{} // closed when it leads for the first time
+	current atomic.Pointer[term] // the last term
+	serving chan struct{}        // closed when it leads for the first time
 	once    sync.Once
 	closing sync.Once
 	done    chan struct{} // closed when everything has ended
@@ -165,6 +167,7 @@ func (c *Controller) lead(ctx context.Context, lead *store.Term) error {
 		return err
 	}
 	defer t.stop()
+	c.current.Store(t)
 	c.log.Info("serving", "name", c.machine.Name, "tls", c.ClientURL(), "websocket", c.WebsocketURL())
 	c.once.Do(func() { close(c.serving) })
 	select {

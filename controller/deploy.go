@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"maps"
 	"runtime"
 	"time"
 
@@ -157,8 +158,9 @@ func (t *term) collectGarbage() {
 // collect removes blobs older than age that no manifest in use lists. If one such manifest can't be
 // read, nothing is removed.
 func (t *term) collect(ctx context.Context, age time.Duration) (int, error) {
-	keep := t.fleet.manifests(keepManifests)
-	for digest := range keep {
+	manifests := t.fleet.manifests(keepManifests)
+	keep := maps.Clone(manifests)
+	for digest := range manifests {
 		doc, err := t.document(ctx, digest, t.blobs.Read)
 		if err != nil {
 			return 0, err

@@ -56,11 +56,13 @@ func eventually(t testing.TB, what string, ok func() bool) {
 
 // rig is a fleet with its operator's keys and one enrolled controller.
 type rig struct {
-	t    testing.TB
-	keys *protocol.FleetKeys
-	cfg  Config
-	ca   []byte
-	c    *Controller
+	t     testing.TB
+	keys  *protocol.FleetKeys
+	cfg   Config
+	ca    []byte
+	caKey *ecdsa.PrivateKey
+	c     *Controller
+	url   string
 }
 
 // enrolled makes a fleet and a controller's folder.
@@ -77,7 +79,10 @@ func (r *rig) enrol(dir, name string) {
 	t.Helper()
 	home := machine.Home{Dir: dir, Role: protocol.Controller}
 	req := value[*protocol.EnrolRequest](t)(home.Request(name))
-	caKey := value[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	if r.caKey == nil {
+		r.caKey = value[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	}
+	caKey := r.caKey
 	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
 	caDER := value[[]byte](t)(x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey))
@@ -100,6 +105,7 @@ func (r *rig) start() *rig {
 	r.t.Helper()
 	r.c = value[*Controller](r.t)(Start(context.Background(), r.cfg, testLog()))
 	c := r.c
+	r.url = c.ClientURL()
 	r.t.Cleanup(func() { must(r.t, c.Stop()) })
 	return r
 }
@@ -124,12 +130,16 @@ func testLog() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, nil))
 }
 
+func (r *rig) tls() *tls.Config {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(r.ca)
+	return &tls.Config{RootCAs: pool}
+}
+
 // dial connects by TLS with somebody's own credentials.
 func (r *rig) dial(s *protocol.Signer, inbox string) *nats.Conn {
 	r.t.Helper()
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(r.ca)
-	nc := value[*nats.Conn](r.t)(nats.Connect(r.c.ClientURL(), nats.Secure(&tls.Config{RootCAs: pool}),
+	nc := value[*nats.Conn](r.t)(nats.Connect(r.url, nats.Secure(r.tls()),
 		nats.UserJWT(func() (string, error) { return s.User, nil }, s.Key.Sign), nats.CustomInboxPrefix(inbox), nats.MaxReconnects(0),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})))
 	r.t.Cleanup(nc.Close)

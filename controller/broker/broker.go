@@ -134,6 +134,8 @@ func (b *Broker) Healthy(ctx context.Context) error {
 	if b.server != nil && !b.server.JetStreamEnabled() {
 		return errors.New("JetStream has stopped; is the disk full?")
 	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	return b.Conn.FlushWithContext(ctx)
 }
 
