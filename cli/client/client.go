@@ -12,6 +12,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -102,7 +104,26 @@ func explain(err error, config Config) error {
 	case errors.As(err, &foreign), errors.As(err, &invalid), errors.As(err, &badCert):
 		return fmt.Errorf("what answers at %s is not this fleet's controller: its certificate is not by the project's CA; check the controllers in nix-infra.yaml", urls)
 	}
+	if errors.Is(err, nats.ErrNoServers) {
+		chopped = whyNot(config.URLs, chopped)
+	}
 	return fmt.Errorf("can't reach the controller at %s; check that it runs, the address in nix-infra.yaml and the firewall (%s)", urls, chopped)
+}
+
+// whyNot finds out why none of the URLs can be reached, which nats.go does not tell.
+func whyNot(urls []string, otherwise string) string {
+	for _, s := range urls {
+		u, err := url.Parse(s)
+		if err != nil {
+			continue
+		}
+		conn, err := net.DialTimeout("tcp", u.Host, 2*time.Second)
+		if err != nil {
+			return err.Error()
+		}
+		conn.Close()
+	}
+	return otherwise
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -246,7 +246,8 @@ func TestConnectSaysWhatIsWrong(t *testing.T) {
 		change func(*client.Config)
 		want   string
 	}{
-		"nobody listens":       {func(c *client.Config) { c.URLs = []string{"tls://127.0.0.1:1", "wss://127.0.0.1:1"} }, "can't reach the controller at tls://127.0.0.1:1, wss://127.0.0.1:1"},
+		"nobody listens":       {func(c *client.Config) { c.URLs = []string{"tls://127.0.0.1:1", "wss://127.0.0.1:1"} }, "can't reach the controller at tls://127.0.0.1:1, wss://127.0.0.1:1; check"},
+		"refused":              {func(c *client.Config) { c.URLs = []string{"tls://127.0.0.1:1"} }, "connection refused"},
 		"another CA":           {func(c *client.Config) { c.CA = other.Public() }, "its certificate is not by the project's CA"},
 		"another address":      {func(c *client.Config) { c.URLs = []string{strings.Replace(f.URL, "127.0.0.1", "localhost", 1)} }, "enroll the controller again with --address"},
 		"another fleet's user": {func(c *client.Config) { c.Signer = stranger.Signer("alice", protocol.Admin) }, "refuses the credentials of alice"},

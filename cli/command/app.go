@@ -1,0 +1,255 @@
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nix-infra/nix-infra/cli/client"
+	"github.com/nix-infra/nix-infra/cli/project"
+	"github.com/nix-infra/nix-infra/cli/provision"
+	"github.com/nix-infra/nix-infra/cli/vault"
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// What `init` puts into the project's folder, below ownDir.
+const (
+	ownDir         = "nix-infra"
+	fleetFile      = "fleet.json"
+	keysDir        = "keys"
+	knownHostsFile = "known_hosts"
+
+	fleetEntry = "fleet" // in the vault: protocol.FleetKeys
+	caEntry    = "ca"    // in the vault: provision.CA with its key
+	adminEntry = "admin" // in the vault: credentials of the user that init made
+)
+
+func (a *app) own(elements ...string) string {
+	return filepath.Join(append([]string{a.dir, ownDir}, elements...)...)
+}
+
+// fleet is the public half of the project's keys, as fleet.json holds it.
+type fleet struct {
+	Version int             `json:"v"`
+	Public  protocol.Public `json:"public"`
+	CA      string          `json:"ca"` // PEM
+}
+
+// readFleet reads fleet.json and checks that it hangs together.
+func (a *app) readFleet() (*fleet, error) {
+	path := a.own(fleetFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no %s; run nix-infra init -d %s", path, a.dir)
+	} else if err != nil {
+		return nil, err
+	}
+	f := &fleet{}
+	if err := json.Unmarshal(data, f); err != nil {
+		return nil, fmt.Errorf("%s is damaged (%v); remove it and run nix-infra init -d %s, which makes it from the keys", path, err, a.dir)
+	}
+	if f.Version != protocol.Version {
+		return nil, fmt.Errorf("%s is of version %d, this program knows version %d; upgrade the older one", path, f.Version, protocol.Version)
+	}
+	if _, err := protocol.NewVerifier(f.Public.Operator, f.Public.AccountJWT); err != nil {
+		return nil, fmt.Errorf("%s is damaged (%v); remove it and run nix-infra init -d %s, which makes it from the keys", path, err, a.dir)
+	}
+	return f, nil
+}
+
+// open opens the project's folder; with project.ErrNotInitialised there is a project of default settings.
+func (a *app) open() (*project.Project, error) {
+	p, err := project.Open(a.dir, a.envFile)
+	if p != nil {
+		p.Env.Process = a.Getenv
+	}
+	return p, err
+}
+
+func (a *app) openProject() (*project.Project, error) {
+	p, err := a.open()
+	if errors.Is(err, project.ErrNotInitialised) {
+		return nil, fmt.Errorf("%s is not a project folder; name one with -d, or make it one with nix-infra init -d %s", a.dir, a.dir)
+	}
+	return p, err
+}
+
+// vault is the project's keys. The password is asked for when it is first needed, and once.
+func (a *app) vault(getenv func(string) string) *vault.Vault {
+	if a.keys == nil {
+		a.keys = vault.New(a.own(keysDir), nil, a.VaultOptions...)
+		prompt := a.prompt
+		if names, err := a.keys.Names(); err == nil && len(names) == 0 {
+			prompt = vault.Twice(prompt) // a new vault
+		}
+		if a.batch {
+			prompt = nil
+		}
+		a.keys = vault.New(a.own(keysDir), vault.Password(getenv, prompt), a.VaultOptions...)
+	}
+	return a.keys
+}
+
+// prompt asks for a password, where stdin is somebody to ask.
+func (a *app) prompt(label string) (string, error) {
+	if in, ok := a.Stdin.(*os.File); !ok || in != os.Stdin {
+		return "", fmt.Errorf("%w, and nobody to ask: set %s in the environment or in .env", vault.ErrNoPassword, vault.Variable)
+	}
+	return vault.Prompt(label)
+}
+
+// secret reads an entry of the vault and says what is missing or wrong where.
+func (a *app) secret(v *vault.Vault, entry string) ([]byte, error) {
+	data, err := v.Get(entry)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%s is missing: restore it, or run nix-infra init -d %s", a.own(keysDir, entry+".age"), a.dir)
+	case errors.Is(err, vault.ErrWrongPassword):
+		return nil, fmt.Errorf("the password does not open %s; check %s", a.own(keysDir, entry+".age"), vault.Variable)
+	}
+	return data, err
+}
+
+// identity is as whom the fleet is spoken to.
+type identity struct {
+	protocol.Identity
+	signer  *protocol.Signer
+	expires int64 // Unix seconds, 0: never
+	project *project.Project
+	fleet   *fleet
+}
+
+// identity finds the credentials and proves them against the project's fleet, before anybody else has to.
+func (a *app) identity() (*identity, error) {
+	p, err := a.openProject()
+	if err != nil {
+		return nil, err
+	}
+	f, err := a.readFleet()
+	if err != nil {
+		return nil, err
+	}
+	contents, from, err := a.credentials(p)
+	if err != nil {
+		return nil, err
+	}
+	signer, claims, err := protocol.ParseCredentials(contents)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", from, err)
+	}
+	v, err := protocol.NewVerifier(f.Public.Operator, f.Public.AccountJWT)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", a.own(fleetFile), err)
+	}
+	who, err := v.Identify(signer.User, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", from, err)
+	}
+	return &identity{Identity: who, signer: signer, expires: claims.Expires, project: p, fleet: f}, nil
+}
+
+func (a *app) credentials(p *project.Project) (contents []byte, from string, err error) {
+	file := first(a.creds, a.Getenv("NIX_INFRA_CREDS"))
+	if file == "" {
+		contents, err := a.secret(a.vault(p.Env.Get), adminEntry)
+		return contents, "the admin credentials in " + a.own(keysDir), err
+	}
+	contents, err = os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("there is no credentials file %s; check --creds and NIX_INFRA_CREDS", file)
+	}
+	return contents, file, err
+}
+
+// session is a connection, and as whom.
+type session struct {
+	*client.Client
+	me *identity
+}
+
+// connect connects to the fleet of the project.
+func (a *app) connect(ctx context.Context) (*session, error) {
+	me, err := a.identity()
+	if err != nil {
+		return nil, err
+	}
+	return a.connectAs(ctx, me)
+}
+
+// connectAs is connect for an identity that was opened before.
+func (a *app) connectAs(ctx context.Context, me *identity) (*session, error) {
+	urls := me.project.Settings.Controllers
+	if err := protocol.CheckControllers(urls); err != nil {
+		return nil, fmt.Errorf("controllers in the project's nix-infra.yaml: %w", err)
+	}
+	a.log.Debug("connecting", "controllers", urls, "user", me.Name, "role", me.Role)
+	c, err := client.Connect(ctx, client.Config{URLs: urls, CA: []byte(me.fleet.CA), Signer: me.signer, Name: me.Name})
+	if err != nil {
+		return nil, err
+	}
+	return &session{c, me}, nil
+}
+
+// authority opens the private keys, which make machines and people part of the fleet.
+func (a *app) authority(p *project.Project, f *fleet) (*provision.Authority, error) {
+	v := a.vault(p.Env.Get)
+	data, err := a.secret(v, fleetEntry)
+	if err != nil {
+		return nil, err
+	}
+	keys := &protocol.FleetKeys{}
+	if err := json.Unmarshal(data, keys); err != nil {
+		return nil, fmt.Errorf("the fleet's keys in %s are damaged: %v", a.own(keysDir), err)
+	}
+	bundle, err := a.secret(v, caEntry)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := provision.ParseCA(bundle)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", a.own(keysDir, caEntry), err)
+	}
+	return &provision.Authority{Keys: keys, Public: f.Public, CA: ca, Controllers: p.Settings.Controllers}, nil
+}
+
+// selected lists the nodes that selectors name, all without any.
+func (a *app) selected(ctx context.Context, c *client.Client, selectors []string) ([]protocol.NodeState, error) {
+	nodes, err := c.ListNodes(ctx)
+	if err != nil || len(selectors) == 0 {
+		return nodes, err
+	}
+	return selectFrom(nodes, selectors)
+}
+
+func selectFrom(nodes []protocol.NodeState, selectors []string) ([]protocol.NodeState, error) {
+	candidates := make([]project.Candidate, len(nodes))
+	byName := make(map[string]protocol.NodeState, len(nodes))
+	for i := range nodes {
+		candidates[i] = project.Candidate{Name: nodes[i].Name, Tags: nodes[i].Tags, Facts: facts(&nodes[i])}
+		byName[nodes[i].Name] = nodes[i]
+	}
+	chosen, err := project.Select(selectors, candidates)
+	if err != nil {
+		return nil, err
+	}
+	some := make([]protocol.NodeState, len(chosen))
+	for i, c := range chosen {
+		some[i] = byName[c.Name]
+	}
+	return some, nil
+}
+
+// facts are what key=value in a selector is about.
+func facts(n *protocol.NodeState) map[string]string {
+	d := documentOf(n)
+	return map[string]string{
+		"node": d.Node, "state": d.State, "system": d.System, "nixos": d.NixOS, "kernel": d.Kernel, "agent": d.Agent,
+		"ipv4": d.IPv4, "deployment": d.Deployment, "phase": string(d.Phase), "closure": d.Closure,
+		"online": fmt.Sprint(d.Online), "reboot_needed": fmt.Sprint(d.RebootNeeded),
+	}
+}

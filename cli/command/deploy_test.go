@@ -1,0 +1,238 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nix-infra/nix-infra/cli/client/fleettest"
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+func TestDeploy(t *testing.T) {
+	s, f := newFleet(t)
+	for _, n := range []string{"web1", "web2"} {
+		f.Add(n, "web")
+	}
+	f.Add("db1")
+	f.Requests()
+	out := s.must("deploy", "@web")
+	if !strings.Contains(out, "web1: confirmed") || !strings.Contains(out, ": 2 confirmed\n") || strings.Contains(out, "db1") {
+		t.Errorf("not what was asked for:\n%s", out)
+	}
+	if got := f.Tree("web1")["flake.nix"]; got != s.read("flake.nix") {
+		t.Errorf("web1 has another flake.nix: %q", got)
+	}
+	m := f.Manifest("web1")
+	if m.Serial != 1 || m.Mode != protocol.Switch || m.Timeout != 300 || m.BuildTimeout != 7200 || m.Settle != 5 || m.Attr != protocol.SystemAttr("web1") {
+		t.Errorf("manifest %+v", m)
+	}
+	// What web1 and web2 share was uploaded once, and is not uploaded again.
+	uploads := uploadsIn(f.Requests())
+	distinct := map[string]bool{}
+	for _, n := range []string{"web1", "web2"} {
+		for _, file := range f.Manifest(n).Files {
+			distinct[file.SHA256] = true
+		}
+	}
+	if want := len(distinct) + 2; uploads != want {
+		t.Errorf("%d blobs were uploaded, %d are needed: the distinct files and two manifests", uploads, want)
+	}
+	s.must("deploy", "web1,", "web2")
+	if again := uploadsIn(f.Requests()); again != 2 {
+		t.Errorf("a deploy of the same files uploaded %d blobs, want the two manifests", again)
+	}
+	if m := f.Manifest("web2"); m.Serial != 2 {
+		t.Errorf("serial %d after the second deploy", m.Serial)
+	}
+}
+
+func uploadsIn(actions []protocol.Action) (blobs int) {
+	for _, a := range actions {
+		if a == protocol.PutBlob {
+			blobs++
+		}
+	}
+	return blobs
+}
+
+// The controller may have lost its state, or the node its disk: the serial is above what either knows.
+func TestNextSerial(t *testing.T) {
+	for _, c := range []struct {
+		desired, beat uint64
+		mode          protocol.Mode
+		want          uint64
+	}{{0, 0, protocol.Switch, 1}, {4, 4, protocol.Switch, 5}, {4, 2, protocol.Boot, 5}, {2, 4, protocol.Test, 5}, {4, 4, protocol.DryActivate, 0}} {
+		n := &protocol.NodeState{}
+		if c.desired > 0 {
+			n.Desired = &protocol.Desired{Serial: c.desired}
+		}
+		if c.beat > 0 {
+			n.Beat = &protocol.Beat{Serial: c.beat}
+		}
+		if got := nextSerial(n, c.mode); got != c.want {
+			t.Errorf("desired %d, beat %d, %s: serial %d, want %d", c.desired, c.beat, c.mode, got, c.want)
+		}
+	}
+}
+
+func TestDeployThatFails(t *testing.T) {
+	s, f := newFleet(t)
+	f.Add("web1")
+	f.Add("web2").Script(fleettest.Script{Lines: []string{"building\x1b[2J things"}, Ends: func(*protocol.Manifest) protocol.Report {
+		return protocol.Report{Phase: protocol.RolledBack, Reason: "unit web.service failed", Log: "first\nweb.service: \x1b[31mexit 1\n"}
+	}})
+	f.Add("db1").Script(fleettest.Script{Lines: []string{"error: attribute missing"}, Ends: func(*protocol.Manifest) protocol.Report {
+		return protocol.Report{Phase: protocol.FailedPhase, Reason: "the build failed"}
+	}})
+	r := s.run("deploy", "all")
+	if r.status != SomeFailed {
+		t.Errorf("status %d", r.status)
+	}
+	for _, want := range []string{"1 confirmed, 1 failed, 1 rolled-back", "web2 rolled-back: unit web.service failed", "    web.service: exit 1", "db1 failed: the build failed", "    error: attribute missing"} {
+		if !strings.Contains(r.out, want) {
+			t.Errorf("no %q in:\n%s", want, r.out)
+		}
+	}
+	if strings.Contains(r.out+r.stderr, "\x1b") {
+		t.Error("a node's escape sequence reached the terminal")
+	}
+	if !strings.Contains(r.stderr, "2 nodes did not confirm: db1 web2") {
+		t.Errorf("stderr: %s", r.stderr)
+	}
+}
+
+func TestDeployToOfflineNodes(t *testing.T) {
+	s, f := newFleet(t)
+	f.Add("web1")
+	f.Register("web2")
+	f.Add("db1").Vanish()
+	started := time.Now()
+	r := s.run("deploy", "all")
+	if r.status != Unanswered || !strings.Contains(r.out, "1 confirmed, 2 pending") {
+		t.Errorf("status %d\n%s%s", r.status, r.out, r.stderr)
+	}
+	if time.Since(started) > 20*time.Second {
+		t.Error("it waited for nodes that are offline")
+	}
+	if f.Record("web2").Desired == nil {
+		t.Error("nothing is wanted of the node that is offline")
+	}
+}
+
+func TestDeployJSON(t *testing.T) {
+	s, f := newFleet(t)
+	f.Add("web1").Script(fleettest.Script{Lines: []string{"one", "two"}})
+	f.Register("web2")
+	r := s.run("deploy", "web1", "web2", "--json")
+	if r.status != Unanswered {
+		t.Fatalf("status %d: %s", r.status, r.stderr)
+	}
+	docs := documents(t, r.out)
+	events := map[string]int{}
+	outcomes := map[any]any{}
+	for _, d := range docs {
+		events[d["event"].(string)]++
+		if d["event"] == "result" {
+			outcomes[d["node"]] = d["outcome"]
+		}
+	}
+	if docs[0]["event"] != "deployment" || events["deployment"] != 1 || events["result"] != 2 || outcomes["web1"] != "confirmed" || outcomes["web2"] != "pending" {
+		t.Errorf("documents:\n%s", r.out)
+	}
+}
+
+func TestDryActivate(t *testing.T) {
+	s, f := newFleet(t)
+	f.Add("web1").Script(fleettest.Script{Ends: func(m *protocol.Manifest) protocol.Report {
+		return protocol.Report{Phase: protocol.Confirmed, Log: fmt.Sprintf("would restart web.service, serial %d", m.Serial)}
+	}})
+	out := s.must("deploy", "web1", "--mode", "dry-activate")
+	if !strings.Contains(out, "web1 would:\n    would restart web.service, serial 0") {
+		t.Errorf("what would change is not shown:\n%s", out)
+	}
+	if f.Record("web1").Desired != nil {
+		t.Error("a dry run is wanted")
+	}
+}
+
+func TestInterruptedWatching(t *testing.T) {
+	s, f := newFleet(t)
+	hold := make(chan struct{})
+	t.Cleanup(func() { close(hold) })
+	f.Add("web1").Script(fleettest.Script{Ends: func(*protocol.Manifest) protocol.Report {
+		<-hold
+		return protocol.Report{Phase: protocol.Confirmed}
+	}})
+	ctx, interrupt := context.WithCancel(t.Context())
+	go func() {
+		for ctx.Err() == nil {
+			if slices.Contains(f.Requests(), protocol.ShowDeployment) { // so it watches
+				interrupt()
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	r := s.runContext(ctx, &bytes.Buffer{}, "deploy", "web1")
+	id := f.Record("web1").Desired.Deployment
+	if r.status != Interrupted || !strings.Contains(r.stderr, "the deployment goes on: nix-infra deployment show "+id) {
+		t.Errorf("status %d: %s", r.status, r.stderr)
+	}
+}
+
+func TestInterruptedBeforePublishing(t *testing.T) {
+	s, f := newFleet(t)
+	f.Add("web1")
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	r := s.runContext(ctx, &bytes.Buffer{}, "deploy", "web1")
+	if r.status != Interrupted || !strings.Contains(r.stderr, "nix-infra: interrupted") {
+		t.Errorf("status %d: %s", r.status, r.stderr)
+	}
+	if f.Record("web1").Desired != nil {
+		t.Error("something is wanted of web1 all the same")
+	}
+}
+
+func TestDetach(t *testing.T) {
+	s, f := newFleet(t)
+	f.Register("web1")
+	out := s.must("deploy", "web1", "--detach")
+	id := f.Record("web1").Desired.Deployment
+	if !strings.Contains(out, "nix-infra deployment show "+id) {
+		t.Errorf("it does not say how to come back:\n%s", out)
+	}
+	if out := s.must("deployments"); !strings.Contains(out, id) || !strings.Contains(out, "1 pending") {
+		t.Errorf("deployments:\n%s", out)
+	}
+	docs := documents(t, s.must("deployment", "show", id, "--json"))
+	if len(docs) != 2 || docs[0]["deployment"] != id || docs[1]["node"] != "web1" || docs[1]["outcome"] != "pending" {
+		t.Errorf("deployment show: %v", docs)
+	}
+	s.expect(Refused, "there is no deployment", "deployment", "show", "nope")
+}
+
+func TestDeployToUnknownNodes(t *testing.T) {
+	s, f := newFleet(t)
+	f.Add("web1")
+	f.Requests()
+	for _, selector := range []string{"web9", "@nobody", "web1 web9"} {
+		s.expect(Refused, "", "deploy", "--target", selector)
+	}
+	if slices.Contains(f.Requests(), protocol.Deploy) {
+		t.Error("something was deployed")
+	}
+}
+
+// A manifest that somebody else's came before is a conflict; the whole deployment is refused then.
+func TestConflict(t *testing.T) {
+	p := &plan{}
+	err := p.explain(t.Context(), protocol.Refuse(protocol.Conflict, "web1 has serial 7 already"))
+	if got := message(err); !strings.Contains(got, "run it again") || !strings.Contains(got, "web1 has serial 7") || status(t.Context(), err) != Refused {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,107 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
+)
+
+// enrollFile signs a request that somebody brought. The answer may leave by stdout, so everything else
+// is said on stderr.
+func (a *app) enrollFile(ctx context.Context, name string, o enrollOptions) error {
+	r, err := a.readRequest(o.request)
+	if err != nil {
+		return err
+	}
+	role := protocol.Node
+	if o.controller {
+		role = protocol.Controller
+	}
+	switch {
+	case name != "" && r.Name != name:
+		return fmt.Errorf("the request is for %s, not for %s", r.Name, name)
+	case r.Role != role && role == protocol.Node:
+		return fmt.Errorf("the request is a controller's; enroll it with --controller")
+	case r.Role != role:
+		return fmt.Errorf("the request is a node's; enroll it without --controller")
+	}
+	e, err := a.openEnrolment()
+	if err != nil {
+		return err
+	}
+	answer, err := e.Sign(r, hosts(r.Name, "", o.addresses, e.Controllers), time.Now())
+	if err != nil {
+		return err
+	}
+	if err := a.writeAnswer(o.answer, protocol.Encode(answer)); err != nil {
+		return err
+	}
+	a.note("signed %s %s (key %s)", r.Role, r.Name, r.Key)
+	if r.Role == protocol.Controller {
+		return nil
+	}
+	if o.offline {
+		a.note("the controller was not told of %s; run this again without --offline where it can be reached", r.Name)
+		return nil
+	}
+	if err := a.registerFrom(ctx, e, r, o.tags); err != nil {
+		return &outcome{Unanswered, fmt.Errorf("%s was signed, but the controller does not know it yet: %w; run the same command again when it can be reached", r.Name, err)}
+	}
+	a.note("the controller knows %s; give the answer to nix-infra-agent load -", r.Name)
+	return nil
+}
+
+func (a *app) note(format string, args ...any) { fmt.Fprintf(a.Stderr, format+"\n", args...) }
+
+func (a *app) readRequest(path string) (*protocol.EnrolRequest, error) {
+	in, from := a.Stdin, "stdin"
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("--request: %w", err)
+		}
+		defer f.Close()
+		in, from = f, path
+	}
+	data, err := io.ReadAll(io.LimitReader(in, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("the request in %s: %w", from, err)
+	}
+	r, err := protocol.Decode[protocol.EnrolRequest](bytes.TrimSpace(data))
+	if err != nil {
+		return nil, fmt.Errorf("what %s holds is not the output of nix-infra-agent request: %w", from, err)
+	}
+	return &r, nil
+}
+
+func (a *app) writeAnswer(path string, data []byte) error {
+	data = append(data, '\n')
+	if path != "-" {
+		return atomicfile.Write(path, data, 0o644)
+	}
+	_, err := a.Stdout.Write(data)
+	return err
+}
+
+func (a *app) registerFrom(ctx context.Context, e *enrolment, r *protocol.EnrolRequest, tags []string) error {
+	c, err := a.connectAs(ctx, e.me)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	before, err := known(ctx, c, r.Name)
+	if err != nil {
+		return err
+	}
+	if before != nil && before.Key != r.Key && before.Online {
+		return errors.New("a node of this name with another key is online; remove it first: nix-infra node remove " + r.Name)
+	}
+	return register(ctx, c, before, r, "", tags)
+}

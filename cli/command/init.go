@@ -1,0 +1,309 @@
+package command
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/nix-infra/nix-infra/cli/project"
+	"github.com/nix-infra/nix-infra/cli/provision"
+	"github.com/nix-infra/nix-infra/cli/vault"
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
+)
+
+type initOptions struct {
+	fleet, nixosVersion, user string
+	controllers               []string
+	noCertAuth                bool
+}
+
+func (a *app) initCommand() *cobra.Command {
+	var o initOptions
+	c := &cobra.Command{
+		Use:   "init",
+		Short: "Make a folder a project: keys, CA, settings",
+		Long: `Make a folder a project: the fleet's keys, its own CA, credentials for you, an SSH key and the settings.
+
+The private keys are encrypted with the project's password: SECRETS_PASS, else SECRETS_PWD, else you
+are asked. What exists is kept, so that running it again is safe and completes what was interrupted.`,
+		Example: `  nix-infra init --fleet shop --controller tls://ctl.example.org:4222 --controller wss://ctl.example.org:443
+  nix-infra init -d ./shop --env=.env --batch`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return a.init(o) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.fleet, "fleet", "", "name of the fleet (default: the folder's name)")
+	f.StringArrayVar(&o.controllers, "controller", nil, "URL of a controller, such as tls://host:4222 or wss://host:443; repeatable")
+	f.StringVar(&o.nixosVersion, "nixos-version", "", "NixOS version of the nodes, such as 25.11")
+	f.StringVar(&o.user, "user", "", "your name in the fleet (default: your login name)")
+	f.BoolVar(&o.noCertAuth, "no-cert-auth", false, "accepted for scripts of the earlier tool; changes nothing")
+	return c
+}
+
+func (a *app) init(o initOptions) error {
+	if len(o.controllers) > 0 {
+		if err := protocol.CheckControllers(o.controllers); err != nil {
+			return fmt.Errorf("--controller: %w", err)
+		}
+	}
+	p, fresh, err := a.openForInit(&o)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(a.own(), 0o755); err != nil {
+		return err
+	}
+	v := a.vault(p.Env.Get)
+	keys, err := a.initKeys(v, o.fleet)
+	if err != nil {
+		return err
+	}
+	ca, err := a.initCA(v, keys.Name)
+	if err != nil {
+		return err
+	}
+	if err := a.initAdmin(v, keys, o.user); err != nil {
+		return err
+	}
+	if err := a.initFleet(keys, ca); err != nil {
+		return err
+	}
+	if err := a.initSSHKey(p.SSHKeyName()); err != nil {
+		return err
+	}
+	if err := a.initIgnore(); err != nil {
+		return err
+	}
+	p.Settings.Fleet = keys.Name
+	return a.finishInit(p, fresh, o)
+}
+
+// openForInit opens the folder, makes it where it is missing, and makes up the names that were not given.
+func (a *app) openForInit(o *initOptions) (p *project.Project, fresh bool, err error) {
+	if err := os.MkdirAll(a.dir, 0o755); err != nil {
+		return nil, false, err
+	}
+	p, err = a.open()
+	if fresh = errors.Is(err, project.ErrNotInitialised); err != nil && !fresh {
+		return nil, false, err
+	}
+	o.fleet = first(p.Settings.Fleet, first(o.fleet, nameFrom(filepath.Base(p.Dir), "fleet")))
+	o.user = first(o.user, nameFrom(first(a.Getenv("USER"), a.Getenv("LOGNAME")), "admin"))
+	if err := protocol.CheckName(o.fleet); err != nil {
+		return nil, false, fmt.Errorf("--fleet: %w", err)
+	}
+	if err := protocol.CheckName(o.user); err != nil {
+		return nil, false, fmt.Errorf("--user: %w", err)
+	}
+	p.Settings.Fleet = o.fleet
+	if fresh {
+		p.Settings.Controllers, p.Settings.Defaults.NixOSVersion = o.controllers, o.nixosVersion
+	}
+	return p, fresh, p.Settings.Validate()
+}
+
+// finishInit writes the settings, last: they are what makes the folder a project.
+func (a *app) finishInit(p *project.Project, fresh bool, o initOptions) error {
+	path := filepath.Join(a.dir, project.SettingsFile)
+	if fresh {
+		if err := project.WriteSettings(a.dir, p.Settings); err != nil {
+			return err
+		}
+	}
+	a.told("settings", path, !fresh)
+	if !fresh && (len(o.controllers) > 0 || o.nixosVersion != "") {
+		a.note("--controller and --nixos-version change nothing in a project that has settings; edit %s", path)
+	}
+	return nil
+}
+
+var notInName = regexp.MustCompile(`[^a-z0-9]+`)
+
+// nameFrom makes a name of something that people chose for another purpose.
+func nameFrom(s, otherwise string) string {
+	s = notInName.ReplaceAllString(strings.ToLower(s), "-")
+	s = strings.Trim(s[:min(len(s), 60)], "-")
+	if protocol.CheckName(s) != nil {
+		return otherwise
+	}
+	return s
+}
+
+func (a *app) told(what, path string, existed bool) {
+	verb := "made"
+	if existed {
+		verb = "kept"
+	}
+	if a.json {
+		a.document(struct {
+			What  string `json:"what"`
+			Path  string `json:"path"`
+			State string `json:"state"` // made or kept
+		}{what, path, verb})
+	}
+	a.say("%s %s: %s\n", verb, what, path)
+}
+
+func (a *app) initKeys(v *vault.Vault, fleet string) (*protocol.FleetKeys, error) {
+	keys := &protocol.FleetKeys{}
+	existed := v.Has(fleetEntry)
+	if existed {
+		data, err := a.secret(v, fleetEntry)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(data, keys); err != nil {
+			return nil, fmt.Errorf("the fleet's keys in %s are damaged: %v", a.own(keysDir), err)
+		}
+	} else {
+		var err error
+		if keys, err = protocol.NewFleet(fleet); err != nil {
+			return nil, err
+		}
+		if err := v.Put(fleetEntry, protocol.Encode(keys)); err != nil {
+			return nil, err
+		}
+	}
+	a.told("keys of fleet "+keys.Name, a.own(keysDir), existed)
+	return keys, nil
+}
+
+func (a *app) initCA(v *vault.Vault, fleet string) (*provision.CA, error) {
+	if v.Has(caEntry) {
+		bundle, err := a.secret(v, caEntry)
+		if err != nil {
+			return nil, err
+		}
+		ca, err := provision.ParseCA(bundle)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", a.own(keysDir, caEntry), err)
+		}
+		a.told("CA", a.own(keysDir), true)
+		return ca, nil
+	}
+	ca, err := provision.NewCA(fleet, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := ca.Private()
+	if err != nil {
+		return nil, err
+	}
+	if err := v.Put(caEntry, bundle); err != nil {
+		return nil, err
+	}
+	a.told("CA", a.own(keysDir), false)
+	return ca, nil
+}
+
+func (a *app) initAdmin(v *vault.Vault, keys *protocol.FleetKeys, user string) error {
+	existed := v.Has(adminEntry)
+	if !existed {
+		creds, err := keys.Credentials(user, protocol.Admin, time.Time{})
+		if err != nil {
+			return err
+		}
+		if err := v.Put(adminEntry, creds); err != nil {
+			return err
+		}
+	}
+	a.told("admin credentials", a.own(keysDir), existed)
+	return nil
+}
+
+// initFleet writes the public half of the keys. One that belongs to other keys is not touched.
+func (a *app) initFleet(keys *protocol.FleetKeys, ca *provision.CA) error {
+	public, err := keys.Publish(nil)
+	if err != nil {
+		return err
+	}
+	path := a.own(fleetFile)
+	if _, err := os.Stat(path); err == nil {
+		old, err := a.readFleet()
+		if err != nil {
+			return err
+		}
+		if old.Public.Operator != public.Operator || old.CA != string(ca.Public()) {
+			return fmt.Errorf("%s does not belong to the keys in %s; restore the one that does, or remove %s and run this again", path, a.own(keysDir), path)
+		}
+		a.told("public keys", path, true)
+		return nil
+	}
+	data, err := json.MarshalIndent(fleet{Version: protocol.Version, Public: *public, CA: string(ca.Public())}, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(path, append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	a.told("public keys", path, false)
+	return nil
+}
+
+// initSSHKey makes the key pair that machines are reached with until they are enrolled.
+func (a *app) initSSHKey(name string) error {
+	dir := filepath.Join(a.dir, "ssh")
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); err == nil {
+		a.told("SSH key", path, true)
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	block, err := ssh.MarshalPrivateKey(private, name)
+	if err != nil {
+		return err
+	}
+	line, err := ssh.NewPublicKey(public)
+	if err != nil {
+		return err
+	}
+	// The public half first: a private key without one would be taken for a complete pair.
+	authorized := append(bytes.TrimSpace(ssh.MarshalAuthorizedKey(line)), " "+name+"\n"...)
+	if err := atomicfile.Write(path+".pub", authorized, 0o644); err != nil {
+		return err
+	}
+	if err := atomicfile.Write(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		return err
+	}
+	a.told("SSH key", path, false)
+	return nil
+}
+
+// ignore keeps out of the repository what must not be seen. The keys are encrypted and may be in it.
+const ignore = ".env\nssh/\n*.log\n"
+
+func (a *app) initIgnore() error {
+	path := filepath.Join(a.dir, ".gitignore")
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := atomicfile.Write(path, []byte(ignore), 0o644); err != nil {
+		return err
+	}
+	a.told("list of what git leaves out", path, false)
+	return nil
+}

@@ -1,0 +1,239 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nix-infra/nix-infra/cli/ui"
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// recordDocument is a node as `nodes --json` has it: what does not change by itself.
+type recordDocument struct {
+	Node     string    `json:"node"`
+	Tags     []string  `json:"tags"`
+	IPv4     string    `json:"ipv4"`
+	System   string    `json:"system"`
+	Key      string    `json:"key"`
+	XKey     string    `json:"xkey"`
+	Enrolled time.Time `json:"enrolled"`
+	By       string    `json:"by"`
+}
+
+func (a *app) nodesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "nodes [SELECTOR]...",
+		Short: "List the enrolled nodes",
+		Example: `  nix-infra nodes
+  nix-infra nodes not @web
+  nix-infra nodes --json | jq -r .node`,
+		RunE: func(c *cobra.Command, args []string) error {
+			session, err := a.connect(c.Context())
+			if err != nil {
+				return err
+			}
+			defer session.Close()
+			nodes, err := a.selected(c.Context(), session.Client, args)
+			if err != nil {
+				return err
+			}
+			var rows [][]ui.Cell
+			for i := range nodes {
+				n := documentOf(&nodes[i])
+				if a.json {
+					a.document(recordDocument{n.Node, n.Tags, n.IPv4, n.System, n.Key, n.XKey, n.Enrolled, n.By})
+				}
+				rows = append(rows, ui.Text(n.Node, strings.Join(n.Tags, " "), n.IPv4, n.System, n.Enrolled.Format(time.DateOnly), n.Key))
+			}
+			if !a.json {
+				a.out.Table([]string{"NODE", "TAGS", "IPV4", "SYSTEM", "ENROLLED", "KEY"}, rows)
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) nodeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "node",
+		Short: "Show or change one node",
+		Example: `  nix-infra node show web1
+  nix-infra node tag web1 web eu`,
+		Args: unknownSubcommand,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(a.nodeShowCommand(), a.nodeTagCommand(), a.nodeRemoveCommand(), a.nodeReleaseCommand())
+	return c
+}
+
+// unknownSubcommand refuses words that cobra would hand to a group's help.
+func unknownSubcommand(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unknown command %q for %q; see %s --help", args[0], c.CommandPath(), c.CommandPath())
+	}
+	return nil
+}
+
+func (a *app) nodeShowCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "show NAME",
+		Short:   "Show all that is known of a node",
+		Example: `  nix-infra node show web1`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			session, err := a.connect(c.Context())
+			if err != nil {
+				return err
+			}
+			defer session.Close()
+			n, err := session.Node(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.document(documentOf(n))
+				return nil
+			}
+			a.showNode(documentOf(n))
+			return nil
+		},
+	}
+}
+
+func (a *app) showNode(d nodeDocument) {
+	row := func(name, value string) {
+		if value != "" {
+			a.out.Printf("%s %s\n", a.out.Paint(ui.Bold, fmt.Sprintf("%-14s", name)), ui.Clean(value))
+		}
+	}
+	deployment := func(id string, serial uint64) string {
+		if id == "" {
+			return ""
+		}
+		return fmt.Sprintf("%s, serial %d", id, serial)
+	}
+	row("node", d.Node)
+	row("state", d.State)
+	row("reason", d.Reason)
+	row("last seen", ago(d.LastSeen, time.Now()))
+	row("deployment", deployment(d.Deployment, d.Serial))
+	row("desired", deployment(d.DesiredDeployment, d.DesiredSerial))
+	row("closure", d.Closure)
+	row("generation", number(uint64(d.Generation)))
+	row("failed units", strings.Join(d.FailedUnits, " "))
+	if d.RebootNeeded {
+		row("reboot", "needed")
+	}
+	row("tags", strings.Join(d.Tags, " "))
+	row("ipv4", d.IPv4)
+	row("system", d.System)
+	row("nixos", d.NixOS)
+	row("kernel", d.Kernel)
+	row("agent", d.Agent)
+	if v := d.Vitals; v != nil {
+		row("up", (time.Duration(v.Uptime) * time.Second).String())
+		row("load", fmt.Sprintf("%.2f %.2f %.2f", v.Load[0], v.Load[1], v.Load[2]))
+		row("memory", fmt.Sprintf("%s available of %s", size(v.MemAvailable), size(v.MemTotal)))
+		row("disk", fmt.Sprintf("%s free of %s", size(v.DiskFree), size(v.DiskTotal)))
+	}
+	row("key", d.Key)
+	row("enrolled", d.Enrolled.Format(time.RFC3339)+" by "+d.By)
+}
+
+// size is a number of bytes for people.
+func size(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	f, i := float64(n), 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}
+
+func (a *app) nodeTagCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "tag NAME [TAG]...",
+		Short: "Give a node tags, in place of the ones that it had",
+		Example: `  nix-infra node tag web1 web eu
+  nix-infra node tag web1            # none`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			r := protocol.TagsRequest{Node: args[0], Tags: args[1:]}
+			if err := r.Validate(); err != nil {
+				return err
+			}
+			return a.order(c.Context(), protocol.TagNode, r, fmt.Sprintf("%s is tagged %s", args[0], first(strings.Join(args[1:], " "), "with nothing")))
+		},
+	}
+}
+
+func (a *app) nodeRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Take a node out of the fleet",
+		Long: `Take a node out of the fleet: the controller forgets it, and it gets no further deployment.
+Nothing is changed on the machine, which goes on running what it has.`,
+		Example: `  nix-infra node remove web1`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.order(c.Context(), protocol.RemoveNode, protocol.NameRequest{Name: args[0]}, args[0]+" is no longer in the fleet")
+		},
+	}
+}
+
+// order has the controller do something and says what is so from then on.
+func (a *app) order(ctx context.Context, action protocol.Action, request any, done string) error {
+	session, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	if err := session.Controller(ctx, action, request, nil); err != nil {
+		return err
+	}
+	a.say("%s\n", ui.Clean(done))
+	return nil
+}
+
+// answerTime is how long a node may take to answer something that it only has to look up.
+const answerTime = 10 * time.Second
+
+func (a *app) nodeReleaseCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "release NAME [CLOSURE]",
+		Short: "Let a node try a quarantined closure again",
+		Long: `Let a node try a closure again that it rolled back from: the named store path, or all that it holds
+in quarantine. Deploy it again after that.`,
+		Example: `  nix-infra node release web1
+  nix-infra node release web1 /nix/store/3c2k…-nixos-system-web1-25.11`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			session, err := a.connect(c.Context())
+			if err != nil {
+				return err
+			}
+			defer session.Close()
+			if _, err := session.Node(c.Context(), args[0]); err != nil {
+				return err
+			}
+			request := protocol.NameRequest{}
+			if len(args) == 2 {
+				request.Name = args[1]
+			}
+			ctx, cancel := context.WithTimeout(c.Context(), answerTime)
+			defer cancel()
+			if _, err := session.Ask(ctx, args[0], protocol.Release, request); err != nil {
+				return err
+			}
+			a.say("%s may try it again\n", args[0])
+			return nil
+		},
+	}
+}
