@@ -92,7 +92,7 @@ func (e *Engine) awaitActivation(ctx context.Context, a *attempt, j Job) {
 	case err != nil:
 		e.toRollback(ctx, a, fmt.Sprintf("the activation can't be run: %v", err), nil)
 	case !out.Found:
-		e.toRollback(ctx, a, "the agent was stopped before the activation started", nil)
+		e.neverStarted(ctx, a)
 	case out.Exit == exitDone:
 		_ = e.move(a, protocol.Checking, nil)
 	case out.Exit == exitUnitsFailed:

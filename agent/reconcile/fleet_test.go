@@ -90,7 +90,7 @@ func (r *rig) manifest(serial uint64, mode protocol.Mode, content string, more .
 }
 
 func (r *rig) file(path, data string) protocol.File {
-	w, err := zstd.NewWriter(nil)
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(zstd.MinWindowSize))
 	must(r.t, err)
 	digest := protocol.Digest([]byte(data))
 	packed := w.EncodeAll([]byte(data), nil)
@@ -130,11 +130,13 @@ func (r *rig) start(killAt int) *life {
 	n := 0
 	e, err := New(Options{Dir: r.dir, Node: nodeName, Verifier: r.verifier, Upstream: r.c, Host: agent{r.m, &dead}, Log: slog.New(slog.DiscardHandler),
 		Etc: r.etc, Roots: r.m.roots, Step: func(step string) {
+			r.m.mu.Lock()
 			r.steps = append(r.steps, step)
-			if n++; n == killAt {
-				r.m.mu.Lock()
-				dead = true
-				r.m.mu.Unlock()
+			n++
+			dies := n == killAt
+			dead = dead || dies
+			r.m.mu.Unlock()
+			if dies {
 				cancel()
 				runtime.Goexit()
 			}

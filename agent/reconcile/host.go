@@ -82,6 +82,9 @@ type Outcome struct {
 }
 
 func (o Outcome) String() string {
+	if !o.Found {
+		return "never started"
+	}
 	if o.Exit >= 0 {
 		return fmt.Sprintf("exit status %d", o.Exit)
 	}

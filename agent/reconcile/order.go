@@ -15,7 +15,7 @@ const (
 	refusedFor     = 10 * time.Minute
 	unwrittenFor   = time.Minute // a disk may be freed
 	maxRefused     = 64
-	manifestTries  = 4
+	manifestTries  = 3
 	requestTimeout = 30 * time.Second
 )
 

@@ -26,8 +26,8 @@ var legal = map[protocol.Phase][]protocol.Phase{
 	protocol.RollingBack: {protocol.RolledBack},
 }
 
-// startsOver are the phases in which a restart may begin again, because nothing was switched. They go
-// back to accepted.
+// startsOver are the phases from which a restarted agent goes back to accepted, because nothing was
+// switched. So does activating where the activation was certainly never started.
 var startsOver = []protocol.Phase{protocol.Accepted, protocol.Fetching, protocol.Building}
 
 func mayMove(from, to protocol.Phase) bool { return slices.Contains(legal[from], to) }

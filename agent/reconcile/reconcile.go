@@ -157,6 +157,8 @@ func (e *Engine) Run(ctx context.Context) error {
 
 	next := e.resume(ctx)
 	for ctx.Err() == nil {
+		// A job's garbage would otherwise stay resident in an idle agent.
+		debug.FreeOSMemory()
 		if next == nil {
 			look, ok := e.box.wait(ctx)
 			if !ok {
@@ -171,8 +173,6 @@ func (e *Engine) Run(ctx context.Context) error {
 		} else {
 			next = e.deploy(ctx, next)
 		}
-		// A job's garbage would otherwise stay resident in an idle agent.
-		debug.FreeOSMemory()
 	}
 	return nil
 }

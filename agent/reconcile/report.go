@@ -3,7 +3,6 @@ package reconcile
 import (
 	"context"
 	"errors"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -20,7 +19,7 @@ const (
 
 // report queues a report; it is sent until it was acknowledged.
 func (e *Engine) report(r protocol.Report) {
-	_ = e.update("reported", func(j *journal) { j.Reports = append(j.Reports, r) })
+	_ = e.update("owed", func(j *journal) { j.Reports = append(j.Reports, r) })
 	e.Connected()
 }
 
@@ -45,9 +44,7 @@ func (e *Engine) deliver(ctx context.Context) {
 		}
 		var retry <-chan time.Time
 		if ok {
-			t := time.NewTimer(jitter(wait))
-			defer t.Stop()
-			retry = t.C
+			retry = time.After(jitter(wait))
 			wait = min(2*wait, reportLast)
 		}
 		select {
@@ -74,9 +71,9 @@ func (e *Engine) oldestReport() (protocol.Report, bool) {
 	return e.j.Reports[0], true
 }
 
-// acknowledge removes a report from the queue. It announces no act, hence no step.
+// acknowledge removes a report from the queue.
 func (e *Engine) acknowledge(r protocol.Report) {
-	_ = e.update("", func(j *journal) {
+	_ = e.update("reported", func(j *journal) {
 		j.Reports = slices.DeleteFunc(j.Reports, func(q protocol.Report) bool {
 			return q.Deployment == r.Deployment && q.Phase == r.Phase && q.Ended.Equal(r.Ended)
 		})
@@ -137,7 +134,6 @@ func (e *Engine) end(a *attempt, phase protocol.Phase, reason string, generation
 	if phase != protocol.Staged {
 		e.prune()
 	}
-	debug.FreeOSMemory()
 }
 
 // clip makes one line of s, of at most limit bytes.

@@ -30,7 +30,7 @@ func (e *Engine) resume(ctx context.Context) (next *order) {
 			e.fail(a, err)
 			return nil
 		}
-		_ = e.note("", func() { a.Phase = protocol.Accepted })
+		e.startOver(a)
 		return e.drive(ctx, a, m)
 	}
 	if err != nil && a.Phase != protocol.RollingBack {
@@ -59,17 +59,16 @@ func (e *Engine) resumeSwitch(ctx context.Context, a *attempt, obs Observation) 
 	switch a.Phase {
 	case protocol.Activating:
 		switch {
+		case !a.Armed:
+			e.neverStarted(ctx, a)
 		case rebooted:
 			e.toRollback(ctx, a, reasonRebooted, nil)
-		case !a.Armed:
-			e.spare(a)
-			e.toRollback(ctx, a, "the agent was stopped before the activation started", nil)
-		default:
-			if a.left(obs) > 0 {
-				e.attach(ctx, a)
-				return
-			}
+		case a.left(obs) <= 0:
 			e.toRollback(ctx, a, fmt.Sprintf("not proven within the deadline of %d s", a.Timeout), nil)
+		default:
+			j := a.activation()
+			j.Attach = true
+			e.awaitActivation(ctx, a, j)
 		}
 	case protocol.Checking:
 		if rebooted {
@@ -82,11 +81,29 @@ func (e *Engine) resumeSwitch(ctx context.Context, a *attempt, obs Observation) 
 	}
 }
 
-// attach waits for the activation that was started before, if it was.
-func (e *Engine) attach(ctx context.Context, a *attempt) {
-	j := a.activation()
-	j.Attach = true
-	e.awaitActivation(ctx, a, j)
+// neverStarted begins again where the agent was stopped before it started the activation. Where that is
+// not certain, it goes back.
+func (e *Engine) neverStarted(ctx context.Context, a *attempt) {
+	reverted, err := e.o.Host.Disarm(ctx, a.revert())
+	obs, err2 := e.observe(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if err == nil && err2 == nil && !reverted && obs.Running == a.Old {
+		e.startOver(a)
+		return
+	}
+	e.spare(a)
+	e.toRollback(ctx, a, "the agent was stopped before the activation started", nil)
+}
+
+// startOver forgets all of an attempt but its manifest: nothing was switched.
+func (e *Engine) startOver(a *attempt) {
+	_ = e.update(string(protocol.Accepted), func(j *journal) {
+		*a = attempt{Digest: a.Digest, Serial: a.Serial, Deployment: a.Deployment, Mode: a.Mode, Timeout: a.Timeout, Settle: a.Settle,
+			Phase: protocol.Accepted, Started: a.Started}
+		j.State = State{Serial: a.Serial, Deployment: a.Deployment, Phase: a.Phase}
+	})
 }
 
 func (e *Engine) spare(a *attempt) { _ = e.note("", func() { a.Spare = true }) }

@@ -52,7 +52,7 @@ func jobProperties(j Job) []dbus.Property {
 		dbus.PropType("oneshot"),
 		dbus.PropRemainAfterExit(true),
 		dbus.PropExecStart([]string{filepath.Join(j.Closure, switchProgram), j.Action}, false),
-		property("Environment", environment()),
+		property("Environment", environment(j.Closure)),
 		property("TimeoutStartUSec", micros(j.Timeout)),
 		property("TimeoutStopUSec", micros(stopTimeout)),
 	}
@@ -78,9 +78,10 @@ func conflicting(r Revert) []string {
 	return []string{unitName("activate", r.Serial, "service"), unitName("boot", r.Serial, "service")}
 }
 
-// environment is what nixos-rebuild gives switch-to-configuration.
-func environment() []string {
-	env := []string{"NIXOS_INSTALL_BOOTLOADER=0", "PATH=" + nix.SearchPath()}
+// environment is what nixos-rebuild gives switch-to-configuration. The closure's own programs come
+// first: /run/current-system may be another's by the time of a revert.
+func environment(closure string) []string {
+	env := []string{"NIXOS_INSTALL_BOOTLOADER=0", "PATH=" + filepath.Join(closure, "sw/bin") + ":" + nix.SearchPath()}
 	if locales, ok := os.LookupEnv("LOCALE_ARCHIVE"); ok {
 		env = append(env, "LOCALE_ARCHIVE="+locales)
 	}
