@@ -72,7 +72,7 @@ func parseEnv(path, text string, process func(string) string) (Env, error) {
 	}
 	var errs []error
 	for n, line := range strings.Split(strings.TrimPrefix(text, "\ufeff"), "\n") {
-		line = strings.TrimSpace(line)
+		line = strings.TrimLeft(strings.TrimRight(line, "\r"), " \t")
 		if line == "" || line[0] == '#' || exportsOnly.MatchString(line) {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -221,28 +222,49 @@ func WriteSettings(dir string, s Settings) error {
 		return err
 	}
 	if s.Controllers == nil {
-		s.Controllers = []string{}
+		s.Controllers = []string{} // shown, as the place where they go
 	}
 	file := filepath.Join(dir, SettingsFile)
 	old, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var doc, before yaml.Node
-	if err := doc.Encode(s); err != nil {
+	text, err := encodeSettings(s, old)
+	if err != nil {
 		return fmt.Errorf("%s: %w", SettingsFile, err)
 	}
-	text := bytes.NewBufferString(header)
-	if yaml.Unmarshal(old, &before) == nil && len(before.Content) == 1 {
-		text.Reset()
-		keepComments(&before, &doc)
-		before.Content[0] = &doc
-		doc = before
+	return atomicfile.Write(file, text, 0o644)
+}
+
+func encodeSettings(s Settings, old []byte) ([]byte, error) {
+	var content, doc yaml.Node
+	if err := content.Encode(s); err != nil {
+		return nil, err
 	}
-	e := yaml.NewEncoder(text)
+	plain, err := encodeYAML(&content)
+	plain = append([]byte(header), plain...)
+	if err != nil || yaml.Unmarshal(old, &doc) != nil || len(doc.Content) != 1 {
+		return plain, err
+	}
+	keepComments(doc.Content[0], &content)
+	doc.Content[0] = &content
+	text, err := encodeYAML(&doc)
+	if err != nil {
+		return plain, nil
+	}
+	// Comments in odd places can confuse the encoder; settings that mean the same count more than they.
+	before, beforeErr := parseSettings(plain)
+	after, afterErr := parseSettings(text)
+	if afterErr != nil || beforeErr == nil && !reflect.DeepEqual(before, after) {
+		return plain, nil
+	}
+	return text, nil
+}
+
+func encodeYAML(n *yaml.Node) ([]byte, error) {
+	var text bytes.Buffer
+	e := yaml.NewEncoder(&text)
 	e.SetIndent(2)
-	if err := errors.Join(e.Encode(&doc), e.Close()); err != nil {
-		return fmt.Errorf("%s: %w", SettingsFile, err)
-	}
-	return atomicfile.Write(file, text.Bytes(), 0o644)
+	err := errors.Join(e.Encode(n), e.Close())
+	return text.Bytes(), err
 }

@@ -63,12 +63,12 @@ func lineOf(n *yaml.Node, path []string) int {
 	return line
 }
 
-// keepComments gives the parts of after the comments that they had before.
+// keepComments gives the parts of after the comments, and the braces and brackets, that they had before.
 func keepComments(before, after *yaml.Node) {
-	if before.Kind == yaml.DocumentNode && len(before.Content) > 0 {
-		before = before.Content[0]
-	}
 	copyComments(before, after)
+	if before.Kind == after.Kind && before.Kind != yaml.ScalarNode && len(before.Content) > 0 {
+		after.Style = before.Style
+	}
 	if before.Kind != yaml.MappingNode || after.Kind != yaml.MappingNode {
 		return
 	}
