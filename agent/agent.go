@@ -72,6 +72,8 @@ type Options struct {
 	Notify   func(string)  // tells the service manager, in sd_notify's words; may be nil
 	Watchdog time.Duration // in which it wants WATCHDOG=1; 0: it doesn't
 
+	Settle func() // called when a time of questions is over, such as to give memory back; only with Notify; may be nil
+
 	Host    reconcile.Host           // nil: this machine
 	Facts   heartbeat.Source         // nil: this machine
 	Step    func(string)             // passed to reconcile; may be nil

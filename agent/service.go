@@ -21,6 +21,7 @@ func (a *agent) tellService(ctx context.Context) error {
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	busy, received := true, uint64(0) // starting was work, too
 	for {
 		// The engine's State waits for its lock: an engine that hangs keeps this loop from going on.
 		a.tellStatus()
@@ -35,6 +36,11 @@ func (a *agent) tellService(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		now := a.server.Received()
+		if now == received && busy && a.o.Settle != nil {
+			a.o.Settle()
+		}
+		busy, received = now != received, now
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -63,8 +64,10 @@ func runCommand(dir *string, errs io.Writer) *cobra.Command {
 			}
 			o := agent.Options{Dir: *dir, Log: slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{ReplaceAttr: withoutTime})), Watchdog: watchdog}
 			if os.Getenv("NOTIFY_SOCKET") != "" {
-				o.Notify = notify(o.Log)
+				o.Notify, o.Settle = notify(o.Log), debug.FreeOSMemory
 			}
+			// An agent's live memory is a megabyte or two: collecting it often costs little, and idle agents stay small.
+			debug.SetGCPercent(50)
 			if journald, err := journal.StderrIsJournalStream(); err == nil && journald {
 				o.Journal = journalOf(o.Log)
 			}

@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -46,8 +47,9 @@ const unprovenPerSecond = 20
 
 // Server answers one node's requests.
 type Server struct {
-	o     Options
-	slots chan struct{}
+	o        Options
+	slots    chan struct{}
+	received atomic.Uint64
 
 	second  int64 // of the last request that nobody could be proven to have sent
 	junk    int   // how many of those there were in it
@@ -82,8 +84,12 @@ func (s *Server) Serve(ctx context.Context, requests <-chan *nats.Msg) error {
 	}
 }
 
+// Received is how many requests have come, good and bad.
+func (s *Server) Received() uint64 { return s.received.Load() }
+
 // receive proves one request, one after the other, and starts its handler.
 func (s *Server) receive(ctx context.Context, m *nats.Msg, running *sync.WaitGroup) {
+	s.received.Add(1)
 	r, refusal := s.prove(m)
 	if refusal != nil {
 		s.refuse(m, r, refusal)
