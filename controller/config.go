@@ -22,26 +22,41 @@ const DefaultDir = "/var/lib/nix-infra-controller"
 type Config struct {
 	Dir string `yaml:"-"`
 
-	Broker struct {
-		Listen         string   `yaml:"listen"`          // host:port for TLS; port 0 is any free one
-		Websocket      string   `yaml:"websocket"`       // host:port for secure websockets; "" disables
-		External       []string `yaml:"external"`        // URLs of another broker; then none is started
-		MaxConnections int      `yaml:"max_connections"` // 0: 65536
-	} `yaml:"broker"`
-	Etcd struct {
-		External struct {
-			Endpoints []string `yaml:"endpoints"` // URLs of another etcd; then none is started
-			CA        string   `yaml:"ca"`        // file names, PEM
-			Cert      string   `yaml:"cert"`
-			Key       string   `yaml:"key"`
-		} `yaml:"external"`
-	} `yaml:"etcd"`
-	Heartbeat struct {
-		Interval int `yaml:"interval"` // seconds, for nodes that don't say when their next beat is due
-	} `yaml:"heartbeat"`
-	Blobs struct {
-		MaxBytes int64 `yaml:"max_bytes"` // of all blobs together, compressed; 0: as the disk allows
-	} `yaml:"blobs"`
+	Broker    BrokerConfig    `yaml:"broker"`
+	Etcd      EtcdConfig      `yaml:"etcd"`
+	Heartbeat HeartbeatConfig `yaml:"heartbeat"`
+	Blobs     BlobsConfig     `yaml:"blobs"`
+}
+
+// BrokerConfig says where the embedded broker listens, or which other one to use.
+type BrokerConfig struct {
+	Listen         string   `yaml:"listen"`          // host:port for TLS; port 0 is any free one
+	Websocket      string   `yaml:"websocket"`       // host:port for secure websockets; "" disables
+	External       []string `yaml:"external"`        // tls:// and wss:// URLs of another broker; then none is started
+	MaxConnections int      `yaml:"max_connections"` // 0: 65536
+}
+
+// EtcdConfig says which etcd to use, if not the embedded one.
+type EtcdConfig struct {
+	External EtcdExternal `yaml:"external"`
+}
+
+// EtcdExternal is an etcd that somebody else runs. The files are PEM.
+type EtcdExternal struct {
+	Endpoints []string `yaml:"endpoints"` // URLs
+	CA        string   `yaml:"ca"`
+	Cert      string   `yaml:"cert"`
+	Key       string   `yaml:"key"`
+}
+
+// HeartbeatConfig is about nodes that beat.
+type HeartbeatConfig struct {
+	Interval int `yaml:"interval"` // seconds, for nodes that don't say when their next beat is due
+}
+
+// BlobsConfig is about what was uploaded.
+type BlobsConfig struct {
+	MaxBytes int64 `yaml:"max_bytes"` // of all blobs together, compressed; 0: as the disk allows
 }
 
 // DefaultConfig is the configuration of a controller with no file.
@@ -77,7 +92,8 @@ func LoadConfig(path, dir string) (Config, error) {
 	return c, nil
 }
 
-var goType = regexp.MustCompile(` in type [^;]*| into [^;]*`)
+// goType is what a message of the decoder ends with.
+var goType = regexp.MustCompile(` (in type|into) \S+`)
 
 // oneLine drops the decoder's heading and its talk of Go types; what stays is "line 3: field x not found".
 func oneLine(err error) string {

@@ -108,7 +108,7 @@ func TestConfig(t *testing.T) {
 	} {
 		must(t, os.WriteFile(path, []byte(content), 0o600))
 		_, err := LoadConfig(path, dir)
-		if err == nil || !strings.Contains(err.Error(), want) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "struct") {
+		if err == nil || !strings.Contains(err.Error(), want) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "type") {
 			t.Errorf("%q: %v", content, err)
 		}
 	}

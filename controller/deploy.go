@@ -54,6 +54,10 @@ func (t *term) deploy(ctx context.Context, order *protocol.Verified) (any, error
 			return nil, protocol.Refuse(protocol.Conflict, "%s has serial %d by deployment %s already, this one has %d; deploy again", i.Node, d.Serial, d.Deployment, i.Serial)
 		}
 	}
+	// What etcd is about to remember must not name blobs that a loss of power takes.
+	if err := t.c.broker.Sync(); err != nil {
+		return nil, err
+	}
 	d := store.Deployment{ID: r.Deployment, By: order.Sender.Name, Created: time.Now().UTC(), Mode: r.Mode}
 	if err := t.lead.Release(ctx, d, items); err != nil {
 		if errors.Is(err, store.ErrUnsettled) {

@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/connect"
@@ -39,6 +41,7 @@ type Broker struct {
 	Audit jetstream.Stream
 
 	server *server.Server // nil: external
+	dir    string
 }
 
 // AuditStream is the JetStream stream of all audit records.
@@ -48,7 +51,7 @@ const auditBytes = 1 << 30
 
 // Start starts or reaches the broker and makes sure of what is kept on it.
 func Start(ctx context.Context, cfg Config, m *machine.Machine, log *slog.Logger) (*Broker, error) {
-	b := &Broker{}
+	b := &Broker{dir: cfg.Dir}
 	var err error
 	if len(cfg.External) == 0 {
 		if b.server, err = startServer(cfg, m, log); err != nil {
@@ -119,14 +122,30 @@ func (b *Broker) prepare(ctx context.Context, cfg Config) (err error) {
 		Discard:     jetstream.DiscardOld,
 		MaxBytes:    auditBytes,
 		MaxMsgSize:  64 << 10,
-		// An audit record must not cost every request a disk flush; blobs do pay for theirs.
-		PersistMode: jetstream.AsyncPersistMode,
 	})
 	if err != nil {
 		return fmt.Errorf("can't make the audit stream: %w", err)
 	}
 	b.Blobs, err = openBlobs(ctx, b.JS, cfg.MaxBlobs)
 	return err
+}
+
+// Sync makes all that the embedded broker acknowledged survive a loss of power. An external one has its
+// own settings for that.
+func (b *Broker) Sync() error {
+	if b.server == nil {
+		return nil
+	}
+	d, err := os.Open(b.dir)
+	if err != nil {
+		return fmt.Errorf("can't flush the disk: %w", err)
+	}
+	defer d.Close()
+	// The server has no call for it, and its files are its own business: flush their file system.
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("can't flush the disk of %s: %w", b.dir, err)
+	}
+	return nil
 }
 
 // Healthy is nil while the broker answers and stores.

@@ -25,6 +25,7 @@ const (
 	maxPingsOut      = 3
 	writeDeadline    = 10 * time.Second
 	startTimeout     = 15 * time.Second
+	syncInterval     = 10 * time.Second // what a loss of power may cost the audit stream
 )
 
 func startServer(cfg Config, m *machine.Machine, log *slog.Logger) (*server.Server, error) {
@@ -87,7 +88,10 @@ func serverOptions(cfg Config, m *machine.Machine) (*server.Options, error) {
 		TLSConfig: tlsConfig, TLS: true, TLSTimeout: handshakeTimeout, AuthTimeout: handshakeTimeout,
 		PingInterval: pingInterval, MaxPingsOut: maxPingsOut, WriteDeadline: writeDeadline,
 		MaxPayload: protocol.MaxMessage, MaxConn: cfg.MaxConnections,
-		JetStream: true, StoreDir: store, SyncAlways: true, DisableJetStreamBanner: true,
+		// Every message is with the kernel before it is acknowledged, which a kill -9 can't undo. What must
+		// survive the loss of power, too, is flushed by Sync: a flush for each of a thousand manifests would
+		// make their upload take seconds.
+		JetStream: true, StoreDir: store, SyncInterval: syncInterval, DisableJetStreamBanner: true,
 		// The server reserves a stream's bound up front and would refuse the audit stream on a small disk.
 		JetStreamMaxStore: 1 << 50, JetStreamMaxMemory: 64 << 20,
 		NoSigs: true, LameDuckDuration: time.Second, LameDuckGracePeriod: -time.Millisecond,

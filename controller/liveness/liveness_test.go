@@ -103,7 +103,7 @@ func TestLostAndBack(t *testing.T) {
 		defer stop()
 		tr.Beat("slow", protocol.Beat{Interval: 10})
 		tr.Beat("fast", protocol.Beat{Interval: 1})
-		tr.Beat("silent", protocol.Beat{})           // says no interval
+		tr.Beat("silent", protocol.Beat{}) // says no interval
 		tr.Beat("liar", protocol.Beat{Interval: -4})
 		time.Sleep(4900 * time.Millisecond)
 		if !isOnline(tr, "fast") {

@@ -1,0 +1,85 @@
+package controller
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// TestKillInTheMiddle kills the controller at some moment of a deploy: afterwards all nodes are on it or
+// none, and all are if it was acknowledged.
+func TestKillInTheMiddle(t *testing.T) {
+	r := enrolled(t)
+	process, _ := r.spawn()
+	admin := r.person("anna", protocol.Admin)
+	const count = 150 // more than one transaction takes
+	enrolledNodes := make([]*machineNode, 0, 2)
+	var names []string
+	for i := range count {
+		name := fmt.Sprintf("n%03d", i)
+		names = append(names, name)
+		s := r.signer(name, protocol.Node)
+		asked[protocol.NodeRecord](t, admin, protocol.PutNode, record(t, name, s))
+		if i == 0 || i == count-1 {
+			enrolledNodes = append(enrolledNodes, &machineNode{name, s, nil})
+		}
+	}
+	last := uint64(0)
+	for i, patience := range []time.Duration{40 * time.Millisecond, 120 * time.Millisecond, 250 * time.Millisecond, 10 * time.Second} {
+		round := i + 1
+		id, serial := fmt.Sprintf("d%d", round), uint64(round)
+		var items []protocol.DeployItem
+		for _, n := range names {
+			item, _ := admin.signedManifest(t, n, id, serial, protocol.Switch, "the same for all")
+			items = append(items, item)
+		}
+		signed, request, err := admin.Request(protocol.Deploy, protocol.ControllerName, protocol.DeployRequest{Deployment: id, Mode: protocol.Switch, Items: items}, time.Now())
+		must(t, err)
+		reply := protocol.ReplySubject("anna", request, protocol.ControllerName)
+		sub := value[*nats.Subscription](t)(admin.nc.SubscribeSync(reply))
+		must(t, admin.nc.PublishRequest(protocol.RequestSubject(protocol.ControllerName, protocol.Deploy), reply, protocol.Encode(signed)))
+		must(t, admin.nc.Flush())
+		m, err := sub.NextMsg(patience)
+		acknowledged := err == nil && !strings.Contains(string(m.Data), "refused")
+		must(t, process.Process.Kill())
+		_ = process.Wait() // it was killed
+		process, _ = r.spawn()
+		admin = &person{admin.Signer, r, "anna", r.dial(admin.Signer, "ni.v1.reply.anna")}
+		var page protocol.Page
+		serials := map[uint64]int{}
+		for {
+			list := asked[protocol.NodeList](t, admin, protocol.ListNodes, page)
+			for _, n := range list.Nodes {
+				if n.Desired == nil {
+					serials[0]++
+				} else {
+					serials[n.Desired.Serial]++
+				}
+			}
+			if page.After = list.Next; page.After == "" {
+				break
+			}
+		}
+		t.Logf("round %d: acknowledged %v, serials %v", round, acknowledged, serials)
+		if !(serials[serial] == count || (!acknowledged && serials[last] == count)) {
+			t.Fatalf("round %d, acknowledged %v: nodes by serial %v", round, acknowledged, serials)
+		}
+		if serials[serial] == count {
+			last = serial
+		}
+		if last == 0 {
+			continue
+		}
+		for _, n := range enrolledNodes {
+			n.nc = r.dial(n.signer, protocol.InboxPrefix(n.name))
+			if m, err := n.manifest(t, ""); err != nil || m.Digest == "" {
+				t.Fatalf("%s is not served: %v", n.name, err)
+			}
+		}
+	}
+}
