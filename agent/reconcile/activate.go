@@ -186,7 +186,10 @@ func (e *Engine) confirm(ctx context.Context, a *attempt, m *protocol.Manifest) 
 	if err != nil {
 		e.o.Log.Warn("the next deploy has to build again", "error", err)
 	}
-	if obs, err = e.observe(ctx); ctx.Err() != nil {
+	if obs, err = e.observe(ctx); err != nil {
+		e.o.Log.Warn("confirmed, and the generation is unknown", "error", err)
+	}
+	if ctx.Err() != nil {
 		return
 	}
 	e.confirmed(a, key, obs.Generation, reason)

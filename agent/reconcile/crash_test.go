@@ -174,9 +174,7 @@ func TestFullDisk(t *testing.T) {
 		for _, content := range []string{good, badUnit} {
 			t.Run(fmt.Sprintf("%s/%d", content, n), func(t *testing.T) {
 				bubble(t, func(t *testing.T, r *rig) {
-					l := r.start(0)
-					l.stop()
-					writes, write := 0, l.write
+					writes, write := 0, r.write
 					r.write = func(path string, data []byte, mode os.FileMode) error {
 						r.m.mu.Lock()
 						writes++
@@ -187,7 +185,7 @@ func TestFullDisk(t *testing.T) {
 						}
 						return write(path, data, mode)
 					}
-					l = r.start(0)
+					l := r.start(0)
 					l.Look(r.publish(r.manifest(1, protocol.Switch, content)))
 					time.Sleep(2 * time.Minute)
 					s := l.State()
@@ -201,7 +199,7 @@ func TestFullDisk(t *testing.T) {
 						t.Errorf("%s runs and %s boots, state %+v", running, boots, s)
 					}
 					l.stop()
-					r.write = nil
+					r.write = write
 					l = r.start(0)
 					defer l.stop()
 					l.Look(r.publish(r.manifest(2, protocol.Switch, good+"er")))

@@ -31,7 +31,6 @@ type machine struct {
 	failed   []string
 	units    map[string]*unit
 	timer    *time.Timer
-	timerOf  string
 	proven   map[string]bool // closures under which the controller was reached
 	roots    string
 	wrong    []string
