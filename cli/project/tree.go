@@ -60,7 +60,7 @@ type composer struct {
 	TreeRequest
 	project  *Project
 	source   source
-	facts    map[string]NodeFacts
+	servers  []Server
 	files    []File
 	secrets  []string
 	preBuild []string
@@ -105,31 +105,11 @@ func (p *Project) newComposer(r TreeRequest) (*composer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the project folder: %w", err)
 	}
-	c := &composer{TreeRequest: r, project: p, source: src, facts: map[string]NodeFacts{}}
-	for _, f := range slices.Concat(r.ControlNodes, r.Nodes) {
-		before := c.facts[f.Name]
-		c.facts[f.Name] = NodeFacts{f.Name, firstOf(f.IPv4, before.IPv4), firstOf(f.OverlayIP, before.OverlayIP), firstOf(f.Arch, before.Arch)}
-	}
-	declare := func(name, ip string) {
-		f := c.facts[name]
-		f.Name, f.IPv4 = name, firstOf(ip, f.IPv4)
-		c.facts[name] = f
-	}
-	for _, s := range servers {
-		ip := s.IP
-		if validIPv4(ip) != nil {
-			ip = "" // a host name or an IPv6 address: good for SSH only
-		}
-		declare(s.Name, ip)
-	}
-	for name, n := range p.Settings.Nodes {
-		declare(name, n.IPv4)
-	}
-	declare(r.Node, "")
-
+	c := &composer{TreeRequest: r, project: p, source: src, servers: servers}
+	about, _ := c.lookup(r.Node)
 	own := p.Settings.Nodes[r.Node]
 	c.NixOSVersion = firstOf(r.NixOSVersion, own.NixOSVersion, p.Settings.Defaults.NixOSVersion)
-	c.Arch = firstOf(r.Arch, own.Arch, c.facts[r.Node].Arch, p.Settings.Defaults.Arch, DefaultArch)
+	c.Arch = firstOf(r.Arch, own.Arch, about.Arch, p.Settings.Defaults.Arch, DefaultArch)
 	c.SSHKey = firstOf(r.SSHKey, p.SSHKeyName())
 	c.NodeModule = firstOf(r.NodeModule, own.NodeModule)
 	if !r.Control { // a control node is of another type than most, unless somebody says so

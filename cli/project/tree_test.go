@@ -354,3 +354,17 @@ func TestModes(t *testing.T) {
 		t.Errorf("modes %v", got)
 	}
 }
+
+// BenchmarkTree is what a node costs in a deploy of 1,000.
+func BenchmarkTree(b *testing.B) {
+	p := openFixture(b, "testdata/fm")
+	r := TreeRequest{Node: "node001"}
+	for n := range 1000 {
+		r.Nodes = append(r.Nodes, NodeFacts{Name: fmt.Sprintf("n%d", n), IPv4: "192.0.2.1"})
+	}
+	for b.Loop() {
+		if _, err := p.Tree(r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -68,27 +68,65 @@ func (c *composer) etcdClusterToken() (string, error) {
 	return c.ClusterUUID, nixString(c.ClusterUUID)
 }
 
-func (c *composer) known(node string) bool {
-	_, ok := c.facts[node]
+// lookup gathers what is known of a node, and tells whether there is one of that name. What the owner
+// wrote down counts more than what the request says.
+func (c *composer) lookup(name string) (NodeFacts, bool) {
+	all := NodeFacts{Name: name}
+	known := name == c.Node
+	for _, list := range [][]NodeFacts{c.ControlNodes, c.Nodes} {
+		for _, f := range list {
+			if f.Name == name {
+				known = true
+				all.IPv4, all.OverlayIP, all.Arch = firstOf(f.IPv4, all.IPv4), firstOf(f.OverlayIP, all.OverlayIP), firstOf(f.Arch, all.Arch)
+			}
+		}
+	}
+	for _, s := range c.servers {
+		if s.Name == name {
+			known = true
+			if validIPv4(s.IP) == nil { // else a host name or an IPv6 address: good for SSH only
+				all.IPv4 = firstOf(s.IP, all.IPv4)
+			}
+		}
+	}
+	if n, ok := c.project.Settings.Nodes[name]; ok {
+		known = true
+		all.IPv4 = firstOf(n.IPv4, all.IPv4)
+	}
+	return all, known
+}
+
+func (c *composer) known(name string) bool {
+	_, ok := c.lookup(name)
 	return ok
 }
 
-func (c *composer) nodeNames() []string { return slices.Sorted(maps.Keys(c.facts)) }
+func (c *composer) nodeNames() []string {
+	names := slices.Collect(maps.Keys(c.project.Settings.Nodes))
+	names = append(names, c.Node)
+	for _, f := range slices.Concat(c.ControlNodes, c.Nodes) {
+		names = append(names, f.Name)
+	}
+	for _, s := range c.servers {
+		names = append(names, s.Name)
+	}
+	return sortedSet(names)
+}
 
 func (c *composer) ipv4(node string) (string, error) {
-	ip := c.facts[node].IPv4
-	if ip == "" {
+	about, _ := c.lookup(node)
+	if about.IPv4 == "" {
 		return "", fmt.Errorf("the IPv4 address of %s is not known; set nodes.%s.ipv4 in %s", show(node), show(node), SettingsFile)
 	}
-	return ip, validIPv4(ip)
+	return about.IPv4, validIPv4(about.IPv4)
 }
 
 func (c *composer) overlayIP(node string) (string, error) {
-	ip := c.facts[node].OverlayIP
-	if ip == "" {
+	about, _ := c.lookup(node)
+	if about.OverlayIP == "" {
 		return "", fmt.Errorf("the overlay address of %s is not known; it has one once it runs in the overlay of a cluster", show(node))
 	}
-	return ip, validIPv4(ip)
+	return about.OverlayIP, validIPv4(about.OverlayIP)
 }
 
 const trustedPrefix = "nix-store.trusted-public-keys"
