@@ -208,6 +208,9 @@ func (r *rig) runs(running, boots string) {
 		r.t.Errorf("running %s, profile %s, boot default %s; want %s and %s (effects: %q)", behaviour(r.m.running), behaviour(r.m.profile),
 			behaviour(r.m.boots), running, boots, r.m.effects)
 	}
+	if len(r.m.failed) != 1 {
+		r.t.Errorf("units are left failed: %q (effects: %q)", r.m.failed, r.m.effects)
+	}
 	if r.m.timer != nil {
 		r.t.Error("the revert timer is still armed")
 	}
