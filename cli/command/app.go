@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/term"
+
 	"github.com/nix-infra/nix-infra/cli/client"
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/provision"
@@ -95,12 +97,31 @@ func (a *app) vault(getenv func(string) string) *vault.Vault {
 	return a.keys
 }
 
-// prompt asks for a password, where stdin is somebody to ask.
+// prompt asks for a password, where stdin is somebody to ask. Ctrl-C ends it and brings the echo back.
 func (a *app) prompt(label string) (string, error) {
-	if in, ok := a.Stdin.(*os.File); !ok || in != os.Stdin {
+	in, ok := a.Stdin.(*os.File)
+	if !ok || in != os.Stdin {
 		return "", fmt.Errorf("%w, and nobody to ask: set %s in the environment or in .env", vault.ErrNoPassword, vault.Variable)
 	}
-	return vault.Prompt(label)
+	before, _ := term.GetState(int(in.Fd())) // an error means that it is no terminal, as Prompt will say
+	type answer struct {
+		password string
+		err      error
+	}
+	typed := make(chan answer, 1)
+	go func() {
+		password, err := vault.Prompt(label)
+		typed <- answer{password, err}
+	}()
+	select {
+	case t := <-typed:
+		return t.password, t.err
+	case <-a.interrupted:
+		if before != nil {
+			term.Restore(int(in.Fd()), before)
+		}
+		return "", context.Canceled
+	}
 }
 
 // secret reads an entry of the vault and says what is missing or wrong where.

@@ -47,13 +47,15 @@ type app struct {
 
 	out  *ui.Terminal // stdout
 	keys *vault.Vault
-	log  *slog.Logger // stderr, with --debug
+
+	interrupted <-chan struct{}
+	log         *slog.Logger // stderr, with --debug
 }
 
 // Run runs one command line (without the program's name) and gives its exit status. Cancelling ctx is
 // Ctrl-C.
 func Run(ctx context.Context, args []string, e Environment) int {
-	a := &app{Environment: e}
+	a := &app{Environment: e, interrupted: ctx.Done()}
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -113,6 +114,7 @@ func (s *shell) read(path string) string {
 
 // newFleet is a project with a fleet that runs.
 func newFleet(t *testing.T) (*shell, *fleettest.Fleet) {
+	t.Parallel()
 	s := newShell(t)
 	s.must("init", "--fleet", "testfleet", "--controller", "tls://127.0.0.1:1")
 	s.write("flake.nix", "{ outputs = _: { }; }\n")
@@ -375,5 +377,22 @@ func TestCredentials(t *testing.T) {
 				s.expect(c.code, c.says, args...)
 			}
 		})
+	}
+}
+
+// Every field that a document has is in docs/json.md.
+func TestDocumentsAreDocumented(t *testing.T) {
+	docs, err := os.ReadFile(filepath.Join("..", "..", "docs", "json.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []any{nodeDocument{}, recordDocument{}, deploymentStart{}, progressDocument{}, endDocument{}, resultDocument{}, deploymentDocument{},
+		pingDocument{}, stepDocument{}, enrolledDocument{}, toldDocument{}, identityDocument{}, versionDocument{}, protocol.Vitals{}} {
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(d)) {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if name != "" && !strings.Contains(string(docs), "`"+name+"`") && !strings.Contains(string(docs), `"`+name+`"`) {
+				t.Errorf("%T has a field %q that docs/json.md does not describe", d, name)
+			}
+		}
 	}
 }

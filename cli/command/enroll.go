@@ -117,11 +117,13 @@ func (a *app) openEnrolment() (*enrolment, error) {
 
 // steps shows what is being done.
 type steps struct {
-	live *ui.Live
-	name string
-	json func(any)
+	live  *ui.Live
+	name  string
+	json  func(any)
+	ended bool
 }
 
+// stepDocument is a step in `enroll --json`.
 type stepDocument struct {
 	Event string `json:"event"` // step
 	Name  string `json:"name"`
@@ -136,11 +138,13 @@ func (s *steps) begin(what string) {
 	s.live.Set(s.name, what, ui.Active)
 }
 
+// end says how it ended; what is said after that is not.
 func (s *steps) end(what string, kind ui.Kind) {
-	if s.json == nil {
+	if s.json == nil && !s.ended {
 		s.live.Set(s.name, what, kind)
 		s.live.Close()
 	}
+	s.ended = true
 }
 
 func (a *app) steps(name, title string) *steps {
@@ -230,15 +234,18 @@ func (a *app) enrollNode(ctx context.Context, e *enrolment, name string, target 
 	return nil
 }
 
+// enrolledDocument is the end of `enroll --json`.
+type enrolledDocument struct {
+	Event   string        `json:"event"` // enrolled
+	Name    string        `json:"name"`
+	Role    protocol.Role `json:"role"`
+	Lasting bool          `json:"lasting"`
+}
+
 // enrolled says that it is done, and what is left to do.
 func (a *app) enrolled(name string, role protocol.Role, lasting bool) {
 	if a.json {
-		a.document(struct {
-			Event   string        `json:"event"`
-			Name    string        `json:"name"`
-			Role    protocol.Role `json:"role"`
-			Lasting bool          `json:"lasting"`
-		}{"enrolled", name, role, lasting})
+		a.document(enrolledDocument{"enrolled", name, role, lasting})
 	}
 	if !lasting {
 		a.say("%s runs until the next boot; a configuration with services.nix-infra-%s brings it for good\n", name,

@@ -143,17 +143,20 @@ func nameFrom(s, otherwise string) string {
 	return s
 }
 
+// toldDocument is a thing that a project needs, in `init --json`.
+type toldDocument struct {
+	What  string `json:"what"`
+	Path  string `json:"path"`
+	State string `json:"state"` // made or kept
+}
+
 func (a *app) told(what, path string, existed bool) {
 	verb := "made"
 	if existed {
 		verb = "kept"
 	}
 	if a.json {
-		a.document(struct {
-			What  string `json:"what"`
-			Path  string `json:"path"`
-			State string `json:"state"` // made or kept
-		}{what, path, verb})
+		a.document(toldDocument{what, path, verb})
 	}
 	a.say("%s %s: %s\n", verb, what, path)
 }

@@ -51,10 +51,12 @@ func planDeployment(me *identity, o deployOptions, chosen, all []protocol.NodeSt
 	p := &plan{blobs: map[string][]byte{}}
 	p.request = protocol.DeployRequest{Deployment: protocol.NewDeploymentID(now), Mode: protocol.Mode(o.mode)}
 	known := nodeFacts(all)
+	control := me.project.ControlNodes()
 	secrets, warned := map[string]bool{}, map[string]bool{}
 	for _, n := range chosen {
 		tree, err := me.project.Tree(project.TreeRequest{
 			Node: n.Name, NodeModule: o.nodeModule, NixOSVersion: o.nixosVersion, TestDir: o.testDir,
+			Control: slices.Contains(control, n.Name), ControlNodes: pick(known, control), ClusterUUID: me.project.Env.Get("CLUSTER_UUID"),
 			Nodes: known, AllowUnknownPlaceholders: o.allowUnknownPlaceholders,
 		})
 		if err != nil {
@@ -123,9 +125,24 @@ func nextSerial(n *protocol.NodeState, mode protocol.Mode) uint64 {
 func nodeFacts(all []protocol.NodeState) []project.NodeFacts {
 	known := make([]project.NodeFacts, len(all))
 	for i := range all {
-		known[i] = project.NodeFacts{Name: all[i].Name, IPv4: documentOf(&all[i]).IPv4}
+		d := documentOf(&all[i])
+		known[i] = project.NodeFacts{Name: d.Node, IPv4: d.IPv4, Arch: d.System}
 	}
 	return known
+}
+
+// pick gives the facts of the named nodes, in the names' order; of one that nobody knows, the name.
+func pick(known []project.NodeFacts, names []string) []project.NodeFacts {
+	var some []project.NodeFacts
+	for _, name := range names {
+		i := slices.IndexFunc(known, func(f project.NodeFacts) bool { return f.Name == name })
+		if i < 0 {
+			some = append(some, project.NodeFacts{Name: name})
+			continue
+		}
+		some = append(some, known[i])
+	}
+	return some
 }
 
 // explain turns what the controller says to a deployment into what to do about it.

@@ -45,6 +45,12 @@ func (a *app) whoamiCommand() *cobra.Command {
 	}
 }
 
+// versionDocument is `version --json`.
+type versionDocument struct {
+	Version  string `json:"version"`
+	Protocol int    `json:"protocol"`
+}
+
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
@@ -53,10 +59,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if a.json {
-				a.document(struct {
-					Version  string `json:"version"`
-					Protocol int    `json:"protocol"`
-				}{protocol.Build(), protocol.Version})
+				a.document(versionDocument{protocol.Build(), protocol.Version})
 			}
 			a.say("nix-infra %s (protocol v%d)\n", protocol.Build(), protocol.Version)
 			return nil
