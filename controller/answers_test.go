@@ -10,6 +10,7 @@ import (
 )
 
 func TestFitLeavesOutLogsFirst(t *testing.T) {
+	t.Parallel()
 	fleet := func(nodes, log int) protocol.Deployment {
 		d := protocol.Deployment{ID: "d1", Nodes: map[string]protocol.NodeResult{}}
 		for i := range nodes {

@@ -23,6 +23,7 @@ import (
 )
 
 func TestDeployIsAllOrNone(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin, dora := r.person("anna", protocol.Admin), r.person("dora", protocol.Deployer)
 	n1 := r.node(admin, "n1")
@@ -92,6 +93,7 @@ func TestDeployIsAllOrNone(t *testing.T) {
 }
 
 func TestDryActivateDesiresNothing(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
 	n1, n2 := r.node(admin, "n1"), r.node(admin, "n2")
@@ -121,6 +123,7 @@ func TestDryActivateDesiresNothing(t *testing.T) {
 
 // A deployment that a crash left half done is finished if it was committed, and gone if not.
 func TestRecoversHalfDoneDeployments(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
 	r.node(admin, "n1")
@@ -228,6 +231,7 @@ func TestKillKeepsAcknowledged(t *testing.T) {
 }
 
 func TestUploads(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	dora := r.person("dora", protocol.Deployer)
 	big := make([]byte, protocol.MaxFileSize) // does not compress
@@ -308,6 +312,7 @@ func TestUploads(t *testing.T) {
 }
 
 func TestGarbage(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
 	n1 := r.node(admin, "n1")

@@ -36,6 +36,7 @@ func (r *rig) auditRecords(t testing.TB) []protocol.AuditRecord {
 }
 
 func TestHostileRequests(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin, vera, dora := r.person("anna", protocol.Admin), r.person("vera", protocol.Viewer), r.person("dora", protocol.Deployer)
 	r.node(admin, "n1")
@@ -140,6 +141,7 @@ func TestHostileRequests(t *testing.T) {
 }
 
 func TestReplays(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	dora, vera := r.person("dora", protocol.Deployer), r.person("vera", protocol.Viewer)
 	admin := r.person("anna", protocol.Admin)
@@ -165,6 +167,7 @@ func TestReplays(t *testing.T) {
 
 // The broker itself must keep everybody to their own subjects.
 func TestBrokerPermissions(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
 	n1, n2 := r.node(admin, "n1"), r.node(admin, "n2")
@@ -215,6 +218,7 @@ func TestBrokerPermissions(t *testing.T) {
 
 // A node must not obtain another's tree, whatever it asks for.
 func TestPrivateTrees(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
 	n1, n2 := r.node(admin, "n1"), r.node(admin, "n2")

@@ -14,6 +14,7 @@ import (
 // TestKillInTheMiddle kills the controller at some moment of a deploy: afterwards all nodes are on it or
 // none, and all are if it was acknowledged.
 func TestKillInTheMiddle(t *testing.T) {
+	t.Parallel()
 	r := enrolled(t)
 	process, _ := r.spawn()
 	admin := r.person("anna", protocol.Admin)

@@ -33,6 +33,7 @@ func (r *rig) revision(t testing.TB) int64 {
 }
 
 func TestQuietNodesCostEtcdNothing(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin, vera := r.person("anna", protocol.Admin), r.person("vera", protocol.Viewer)
 	const count = 50
@@ -73,6 +74,7 @@ func TestQuietNodesCostEtcdNothing(t *testing.T) {
 }
 
 func TestLostIsShownOverRestart(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
 	n1 := r.node(admin, "n1")
@@ -101,6 +103,7 @@ func TestLostIsShownOverRestart(t *testing.T) {
 
 // A node whose beat shows that it is behind is told, each time, until it is not.
 func TestBeatsAreAnsweredWithLook(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
 	n1 := r.node(admin, "n1")
@@ -134,6 +137,7 @@ func TestBeatsAreAnsweredWithLook(t *testing.T) {
 // A second controller works on the broker and the etcd that somebody else runs, stands by while
 // another one leads, and takes over.
 func TestExternalAndTakeOver(t *testing.T) {
+	t.Parallel()
 	r := startRig(t)
 	endpoint := externalEtcd(t)
 	on := func(name string) Config {
