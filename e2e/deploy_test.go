@@ -59,7 +59,7 @@ func TestOfflineCatchesUp(t *testing.T) {
 		for _, n := range []string{"n1", "n2"} {
 			f.write("nodes/"+n+".nix", service(version, ""))
 		}
-		r := f.cli("deploy", "n1", "n2", "--timeout", "60s", "--settle", "1s", "--batch", "--wait-offline", "0s")
+		r := f.cli("deploy", "n1", "n2", "--timeout", "60s", "--settle", "1s", "--batch")
 		if r.code != 3 || !strings.Contains(r.out+r.errOut, "n2") {
 			t.Fatalf("a deploy to a node that is off: %v", r)
 		}

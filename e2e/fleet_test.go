@@ -123,10 +123,10 @@ func newLab(t *testing.T, names ...string) *fleet {
 	return f
 }
 
-// labName is the test's name as a DNS label of at most 32 characters.
+// labName is the test's name and process as a DNS label of at most 32 characters.
 func labName(t *testing.T) string {
 	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(strings.TrimPrefix(t.Name(), "Test")))
-	return strings.Trim(name[:min(len(name), 28)], "-") + "-t"
+	return fmt.Sprintf("%s-%d", strings.Trim(name[:min(len(name), 20)], "-"), os.Getpid())
 }
 
 // dump shows what the machines have to say about a failed test.

@@ -134,7 +134,7 @@ func TestHostileBroker(t *testing.T) {
 	if _, err := beats.NextMsg(60 * time.Second); err != nil {
 		t.Fatalf("n1 did not connect to the hostile broker: %v", err)
 	}
-	before := f.exec(n1, "cat", agentDir+"/journal.json")
+	before := f.exec(n1, "cat", agentDir+"/deploy/journal.json")
 
 	var refused []protocol.Code
 	for name, c := range f.hostileRequests(keys) {
@@ -165,7 +165,7 @@ func TestHostileBroker(t *testing.T) {
 	if got := f.ask(r, "dora", ping); got != protocol.Replayed {
 		t.Errorf("a request replayed to a new agent: answered %q", got)
 	}
-	if after := f.exec(n1, "cat", agentDir+"/journal.json"); after != before {
+	if after := f.exec(n1, "cat", agentDir+"/deploy/journal.json"); after != before {
 		t.Errorf("hostile requests changed the journal:\n%s\n%s", before, after)
 	}
 

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nix-infra/nix-infra/agent/reconcile"
 	"github.com/nix-infra/nix-infra/e2e/lab"
 )
 
@@ -131,68 +130,86 @@ func TestRevertOnPowerCut(t *testing.T) {
 	}
 }
 
-// kill -9 of the agent at every step that it journals. A configuration that can't be proven must end on the old
-// closure whichever step the agent died at; one that can must not end on the old one because of a crash that
-// the agent survived, and must end on the old one where the agent stays dead.
+// The steps that the agent journals, on the way to a rollback and on the way to a confirmation.
+var (
+	stepsBack    = []string{"accepted", "fetching", "building", "activating", "armed", "checking", "rolling-back", "reverted", "rolled-back", "reported"}
+	stepsForward = []string{"accepted", "fetching", "building", "activating", "armed", "checking", "confirming", "profile", "boot-default", "disarmed", "confirmed", "reported"}
+)
+
+// kill -9 of the agent at every step that it journals:
+//   - a configuration that can't be proven ends on the old closure, whichever step the agent died at;
+//   - where the agent stays dead, the timer brings the old closure back without it;
+//   - one that can be proven is confirmed by the agent that systemd starts in its place.
 func TestRevertOnAgentKill(t *testing.T) {
 	f := newFleet(t, "n1")
 	node := f.nodes["n1"]
 	if err := node.CopyTo(programs.crash, "/opt/crash-agent", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	unit := f.exec(node, "systemctl", "cat", "nix-infra-agent.service")
-	f.write("nodes/n1.nix", service("good", agentUnit(unit, "/opt/crash-agent")))
+	unit := agentUnit(f.exec(node, "systemctl", "cat", "nix-infra-agent.service"), "/opt/crash-agent")
+	f.write("nodes/n1.nix", service("good", unit))
 	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
 	old := f.running(node)
+
+	// Starts well, and fails once activation is over.
+	const failsLater = `units."broken.service" = {
+    unit.Description = "fails later";
+    service = { Type = "exec"; ExecStart = "/bin/sh -c 'sleep 1; exit 7'"; };
+  };`
 	run := 0
-	try := func(t *testing.T, step, more string, stayDead bool) time.Time {
-		run++
+	// crash deploys with an agent that dies at a step, and returns once it has died.
+	crash := func(t *testing.T, step, more string, stayDead bool) (deployed time.Time) {
 		f.t = t
-		f.write("nodes/n1.nix", service(fmt.Sprintf("run %d", run), agentUnit(unit, "/opt/crash-agent")+more))
+		run++
+		f.write("nodes/n1.nix", service(fmt.Sprintf("run %d", run), unit+more))
+		f.exec(node, "rm", "-f", "/run/crashed", "/run/crash-stay")
+		if stayDead {
+			f.exec(node, "touch", "/run/crash-stay")
+		}
 		if err := node.WriteFile("/run/crash-at", []byte(step), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if stayDead {
-			if err := node.WriteFile("/run/crash-stay", nil, 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		start := time.Now()
-		f.must("deploy", "n1", "--timeout", deadline.String(), "--settle", "1s", "--batch", "--detach")
+		deployed = time.Now()
+		f.must("deploy", "n1", "--timeout", deadline.String(), "--settle", "3s", "--batch", "--detach")
 		f.eventually(30*time.Second, func() string {
 			if _, err := node.ReadFile("/run/crashed"); err != nil {
 				return "the agent did not reach step " + step
 			}
 			return ""
 		})
-		return start
+		return deployed
 	}
-	clean := func() {
-		f.exec(node, "rm", "-f", "/run/crash-at", "/run/crash-stay", "/run/crashed")
-	}
-	for _, step := range reconcile.Steps() {
-		t.Run(step+"/bad", func(t *testing.T) {
-			if step == reconcile.StepConfirming || step == reconcile.StepConfirmed {
-				t.Log("a system that can't be proven never gets here")
-				return
-			}
-			start := try(t, step, failing, false)
-			defer clean()
+	serial := func() uint64 { return f.status()["n1"].Serial }
+
+	for _, step := range stepsBack {
+		t.Run("bad/"+step, func(t *testing.T) {
+			start := crash(t, step, failsLater, false)
 			f.isBack(node, old, start.Add(5*time.Second)) // building is not part of the deadline
 		})
 	}
-	for _, step := range []string{reconcile.StepActivating, reconcile.StepChecking} {
-		t.Run(step+"/dead", func(t *testing.T) {
-			start := try(t, step, "", true)
-			// Nobody but the timer can bring the old system back now.
-			f.eventually(time.Until(start.Add(deadline+15*time.Second)), func() string {
+	for _, step := range []string{"armed", "checking", "confirming", "profile", "boot-default"} {
+		t.Run("dead/"+step, func(t *testing.T) {
+			start := crash(t, step, "", true)
+			f.eventually(time.Until(start.Add(5*time.Second+deadline+10*time.Second)), func() string {
 				if got := f.running(node); got != old {
 					return "the node runs " + got
 				}
 				return ""
 			})
-			clean()
+			f.exec(node, "rm", "/run/crash-stay")
 			f.isBack(node, old, time.Now())
+		})
+	}
+	for _, step := range stepsForward {
+		t.Run("good/"+step, func(t *testing.T) {
+			f.t = t
+			before := serial()
+			crash(t, step, "", false)
+			s := f.waitState("n1", 40*time.Second, "confirmed", func(s status) bool { return s.State == "confirmed" && s.Serial == before+1 })
+			if s.Closure == old || s.Closure != f.running(node) || s.Closure != f.bootDefault(node) {
+				t.Errorf("%+v; runs %s", s, f.running(node))
+			}
+			old = s.Closure
 		})
 	}
 	f.t = t

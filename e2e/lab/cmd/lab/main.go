@@ -24,7 +24,7 @@ const usage = `lab: real nodes on one machine, each with its own systemd, Nix, s
 
 usage: lab [--name LAB] COMMAND
 
-  up N                 N nodes, n1 to nN; those that there are keep their disks
+  up N [NODE…]         N nodes, n1 to nN, and others by name; those that there are keep their disks
   down                 remove the lab, disks included
   list                 all labs and their nodes
   exec NODE -- CMD…    run a command on a node, as root, without the network
@@ -36,6 +36,7 @@ usage: lab [--name LAB] COMMAND
   stop NODE            shut down in good order
   kill NODE            cut the power
   start NODE           power on, with the disk as it was
+  key                  the private key's file that root accepts on every node
   gc                   remove labs whose owner, a test that crashed, is gone
 
 The lab's name is --name, or else $LAB, or else "lab". $LAB_DIR (/var/lib/nix-infra-lab) holds disks, $LAB_CACHE
@@ -52,7 +53,7 @@ examples:
 
 // The commands that need a lab, and those that need a node of it, too.
 var (
-	onLab   = []string{"down", "run"}
+	onLab   = []string{"down", "run", "key"}
 	onNodes = []string{"exec", "ssh", "cut", "heal", "reboot", "kill", "start", "stop"}
 )
 
@@ -116,6 +117,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch verb {
 	case "down":
 		return l.Down(bounded)
+	case "key":
+		_, err := fmt.Fprintln(stdout, l.SSHKey())
+		return err
 	case "run":
 		if len(rest) > 0 && rest[0] == "--" {
 			rest = rest[1:]
@@ -129,7 +133,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 func up(ctx context.Context, name string, args []string, stdout, stderr io.Writer) error {
-	if len(args) != 1 {
+	if len(args) == 0 {
 		return errors.New("up how many? as in: lab up 3")
 	}
 	count, err := strconv.Atoi(args[0])
@@ -144,7 +148,7 @@ func up(ctx context.Context, name string, args []string, stdout, stderr io.Write
 	for i := range count {
 		names = append(names, fmt.Sprintf("n%d", i+1))
 	}
-	if _, err := l.Start(ctx, names...); err != nil {
+	if _, err := l.Start(ctx, append(names, args[1:]...)...); err != nil {
 		return err
 	}
 	return show(stdout, l)
