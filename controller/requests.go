@@ -81,15 +81,8 @@ func (t *term) decode(m *nats.Msg) (*protocol.Signed, protocol.Header, error) {
 	var h protocol.Header
 	if err := json.Unmarshal(signed.Header, &h); err != nil {
 		h = protocol.Header{} // the verifier says what is wrong with it
-	} else if strings.ContainsFunc(h.ID, notInID) {
-		// The id is a token of the subject of the answer.
-		return nil, protocol.Header{}, protocol.Refuse(protocol.Malformed, "the request's id is not made of letters and digits")
 	}
 	return &signed, h, nil
-}
-
-func notInID(r rune) bool {
-	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
 }
 
 // run carries out an order that was found good. What can't be recorded is not done.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -34,15 +33,13 @@ func (t *term) forNode(serve nodeHandler) func(context.Context, *nats.Msg) {
 			t.ignore(m, "no node's subject")
 			return
 		}
-		if v := protocol.SubjectVersion(m.Subject); v != ownVersion() {
-			if strings.HasPrefix(m.Reply, fmt.Sprintf("ni.%s.node.%s.down.", v, node)) {
-				t.answer(m.Reply, nil, otherVersion(v))
-			}
-			t.ignore(m, "another version of the protocol")
-			return
-		}
 		if !protocol.OwnInbox(node, m.Reply) {
 			t.ignore(m, "the answer would not go to the sender")
+			return
+		}
+		if v := protocol.SubjectVersion(m.Subject); v != ownVersion() {
+			t.answer(m.Reply, nil, otherVersion(v))
+			t.ignore(m, "another version of the protocol")
 			return
 		}
 		if !t.fleet.enrolled(node) {

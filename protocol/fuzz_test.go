@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -32,6 +33,12 @@ func FuzzSigned(f *testing.F) {
 	must(f, err)
 	f.Add(Encode(request))
 	f.Add(doc)
+	for _, h := range []Header{{ID: "a.b", Target: "n1"}, {ID: "a\r\nb", Target: "n1"}, {ID: "a", Target: ">"}, {ID: "a"}} {
+		h.Version, h.Kind, h.Action, h.NotBefore, h.Expires = Version, KindRequest, Ping, now.Unix(), now.Unix()
+		odd, err := s.Sign(h, nil)
+		must(f, err)
+		f.Add(Encode(odd))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		signed, err := Decode[Signed](data)
 		if err != nil {
@@ -39,11 +46,22 @@ func FuzzSigned(f *testing.F) {
 		}
 		for _, k := range []Kind{KindRequest, KindManifest} {
 			v, _, err := fl.verifier.Verify(&signed, Expect{Kind: k, Targets: []string{"n1"}, Now: now}, nil)
-			if err == nil && v.Sender.Name != "dora" {
-				t.Fatalf("verified as %+v", v.Sender)
+			if err == nil && (v.Sender.Name != "dora" || !isToken(v.ID)) {
+				t.Fatalf("verified %q as %+v", v.ID, v.Sender)
 			}
 		}
 		fl.verifier.Manifest(data, "n1", now) //nolint:errcheck // must only not panic
+	})
+}
+
+func FuzzOwnSubjects(f *testing.F) {
+	f.Add("ni.v1.node.n1.down.a")
+	f.Add("ni.v1.reply.vera.x.n1")
+	f.Add("ni.v1.reply.vera.x\r\n.n1")
+	f.Fuzz(func(t *testing.T, reply string) {
+		if (OwnInbox("n1", reply) || OwnReply("n1", reply)) && (strings.ContainsAny(reply, "*> \r\n\t\x00") || strings.Contains(reply, "..")) {
+			t.Fatalf("%q can be answered on", reply)
+		}
 	})
 }
 

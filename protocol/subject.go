@@ -125,15 +125,27 @@ func ReplySender(s string) (sender string, ok bool) {
 	return t[5], true
 }
 
-// OwnInbox tells whether an answer to a node may go to this subject. Without the check a node could
-// have the controller speak to another node for it.
+// OwnInbox tells whether an answer to a node may go to this subject, in any version of the protocol.
+// Without the check a node could have the controller speak to another node for it.
 func OwnInbox(node, reply string) bool {
-	return strings.HasPrefix(reply, InboxPrefix(node)+".") && !strings.ContainsAny(reply, "*> ")
+	t := strings.Split(reply, ".")
+	return isSubject(t) && len(t) > 5 && t[0] == "ni" && t[2] == "node" && t[3] == node && t[4] == "down"
 }
 
 // OwnReply tells whether sender may answer there when the requester could not be identified: any
 // user's reply subject, as long as the answer is marked as the sender's own.
 func OwnReply(sender, reply string) bool {
 	s, ok := ReplySender(reply)
-	return ok && s == sender && !strings.ContainsAny(reply, "*> ")
+	return ok && s == sender && isSubject(strings.Split(reply, "."))
+}
+
+// isSubject tells whether tokens make a subject that can be published on: somebody else chose it, and
+// it becomes part of a line of the broker's protocol.
+func isSubject(tokens []string) bool {
+	for _, t := range tokens {
+		if t == "" || strings.ContainsFunc(t, func(c rune) bool { return c <= ' ' || c > '~' || c == '*' || c == '>' }) {
+			return false
+		}
+	}
+	return true
 }

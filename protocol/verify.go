@@ -207,8 +207,13 @@ func (s *Signed) checkForm(e Expect) (*Header, error) {
 	if h.Kind != e.Kind {
 		return nil, Refuse(Malformed, "a %s where a %s belongs", h.Kind, e.Kind)
 	}
-	if h.ID == "" || len(h.ID) > 64 || h.Action == "" || len(h.Action) > 64 {
-		return nil, Refuse(Malformed, "the header has no usable id or action")
+	switch {
+	case !isToken(h.ID): // it becomes part of subjects
+		return nil, Refuse(Malformed, "the header's id is not one of lower-case letters, digits and hyphens, at most 64")
+	case h.Action == "" || len(h.Action) > 64:
+		return nil, Refuse(Malformed, "the header's action is missing or longer than 64 bytes")
+	case h.Target != Everyone && h.Target != ControllerName && !label.MatchString(h.Target):
+		return nil, Refuse(Malformed, "the header's target is no node's name, %q or %q", Everyone, ControllerName)
 	}
 	return &h, nil
 }

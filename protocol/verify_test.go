@@ -99,6 +99,13 @@ func TestVerifyRequest(t *testing.T) {
 		"a manifest":        {resign(deployer, func(h *Header) { h.Kind = KindManifest; h.Action = Deploy }), Malformed},
 		"next version":      {resign(viewer, func(h *Header) { h.Version = 2 }), OtherVersion},
 		"no id":             {resign(viewer, func(h *Header) { h.ID = "" }), Malformed},
+		"long id":           {resign(viewer, func(h *Header) { h.ID = strings.Repeat("a", 65) }), Malformed},
+		"id of two tokens":  {resign(viewer, func(h *Header) { h.ID = "a.b" }), Malformed},
+		"wildcard id":       {resign(viewer, func(h *Header) { h.ID = ">" }), Malformed},
+		"id of two lines":   {resign(viewer, func(h *Header) { h.ID = "a\r\nPUB b 0" }), Malformed},
+		"no target":         {resign(viewer, func(h *Header) { h.Target = "" }), Malformed},
+		"long target":       {resign(viewer, func(h *Header) { h.Target = strings.Repeat("a", 1<<16) }), Malformed},
+		"wild target":       {resign(viewer, func(h *Header) { h.Target = "n1.>" }), Malformed},
 		"header not json":   {change(func(s *Signed) { s.Header = []byte("{") }), Malformed},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -119,6 +126,28 @@ func TestVerifyRequest(t *testing.T) {
 				t.Fatalf("got %v, want %s", err, c.want)
 			}
 		})
+	}
+}
+
+func TestOwnSubjects(t *testing.T) {
+	for reply, want := range map[string]bool{
+		"ni.v1.node.n1.down.abc.1": true, "ni.v2.node.n1.down.abc": true,
+		"ni.v1.node.n1.down": false, "ni.v1.node.n1.down.": false, "ni.v1.node.n1.down..a": false, "ni..node.n1.down.a": false,
+		"ni.v1.node.n2.down.a": false, "ni.v1.node.n1.downx.a": false, "ni.v1.node.n1.down.*": false, "ni.v1.node.n1.down.>": false,
+		"ni.v1.node.n1.down.a b": false, "ni.v1.node.n1.down.a\r\nPUB x 0": false, "ni.v1.node.n1.down.a\x00": false,
+		"ni.v1.node.n1.down.\xff": false, "ni.v1.node.n1.down.ü": false, "": false,
+	} {
+		if OwnInbox("n1", reply) != want {
+			t.Errorf("%q is n1's own inbox: %v", reply, !want)
+		}
+	}
+	for reply, want := range map[string]bool{
+		"ni.v1.reply.vera.x.n1": true, "ni.v1.reply.vera.x.n2": false, "ni.v1.reply..x.n1": false, "ni.v1.reply.vera..n1": false,
+		"ni.v1.reply.*.x.n1": false, "ni.v1.reply.vera.\t.n1": false, "ni.v1.reply.vera.x\n.n1": false, "ni.v1.reply.vera.x.y.n1": false, "": false,
+	} {
+		if OwnReply("n1", reply) != want {
+			t.Errorf("n1 may answer on %q: %v", reply, !want)
+		}
 	}
 }
 
