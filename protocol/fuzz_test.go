@@ -67,6 +67,7 @@ func FuzzOwnSubjects(f *testing.F) {
 
 func FuzzManifest(f *testing.F)      { fuzzDecode[Manifest](f, manifest(func(*Manifest) {})) }
 func FuzzBeat(f *testing.F)          { fuzzDecode[Beat](f, Beat{Version: 1, Serial: 3}) }
+func FuzzPong(f *testing.F)          { fuzzDecode[Pong](f, Pong{Agent: "v1"}) }
 func FuzzLook(f *testing.F)          { fuzzDecode[Look](f, Look{Version: 1, Serial: 3}) }
 func FuzzReply(f *testing.F)         { fuzzDecode[Reply](f, Answer("n1", Look{}, nil)) }
 func FuzzEvent(f *testing.F)         { fuzzDecode[Event](f, Event{Lines: []string{"x"}}) }

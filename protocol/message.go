@@ -29,6 +29,12 @@ func Answer(from string, body any, err error) Reply {
 	return r
 }
 
+// Pong answers Ping.
+type Pong struct {
+	Agent string    `json:"agent"` // version of the agent
+	Time  time.Time `json:"time"`  // by the node's clock
+}
+
 // Phase is where a node stands with a manifest. The legal moves are in agent/reconcile.
 type Phase string
 
@@ -257,7 +263,8 @@ type TagsRequest struct {
 // Validate checks the tags' form.
 func (r *TagsRequest) Validate() error { return checkTags(r.Tags) }
 
-// NameRequest is RemoveNode's and ShowDeployment's: a node's name, or a deployment's id.
+// NameRequest is RemoveNode's and Release's: a node's name, or the store path of the closure that may be
+// tried again ("": all that are quarantined).
 type NameRequest struct {
 	Name string `json:"name"`
 }

@@ -39,9 +39,9 @@ const (
 	Deploy Action = "deploy"
 
 	// Asked of nodes.
-	Ping    Action = "ping"    // are you there
-	Facts   Action = "facts"   // the heartbeat's facts, fresh
-	Release Action = "release" // let a quarantined closure be tried again
+	Ping    Action = "ping"    // are you there; answered with a Pong
+	Facts   Action = "facts"   // the heartbeat's facts, fresh; answered with a Beat
+	Release Action = "release" // let a quarantined closure (NameRequest: its store path, "" for all) be tried again
 
 	// Asked of the controller.
 	ListNodes       Action = "nodes"

@@ -182,6 +182,17 @@ func TestPing(t *testing.T) {
 	if r.status != Unanswered || len(docs) != 19 || docs[18]["node"] != "off" || docs[18]["answered"] != false {
 		t.Errorf("status %d:\n%s", r.status, r.out)
 	}
+	for name, off := range map[string]time.Duration{"early": time.Hour, "late": -time.Hour} {
+		f.Add(name).Script(fleettest.Script{Answers: func(*protocol.Verified) (any, error) {
+			return protocol.Pong{Agent: "v9\x1b[2J", Time: time.Now().Add(off)}, nil
+		}})
+	}
+	out := s.must("ping", "early", "late", "n01")
+	for _, want := range []string{"ms, agent v9, its clock is 1h0m0s ahead of ours", "ms, agent v9, its clock is 1h0m0s behind ours", "ms, agent test\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
 	f.Add("grumpy").Script(fleettest.Script{Answers: func(*protocol.Verified) (any, error) {
 		return nil, protocol.Refuse(protocol.Revoked, "you were revoked")
 	}})

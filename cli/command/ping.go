@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -18,7 +19,52 @@ type pingDocument struct {
 	Node     string  `json:"node"`
 	Answered bool    `json:"answered"`
 	Ms       float64 `json:"ms"` // 0 where it did not answer
+	Agent    string  `json:"agent"`
+	Clock    float64 `json:"clock"` // seconds by which the node's clock is ahead of ours
 	Refused  string  `json:"refused,omitempty"`
+}
+
+// pinged reads a node's answer. Its clock was read at some time between asking and now.
+func pinged(node string, started, now time.Time, r *protocol.Reply, err error) pingDocument {
+	d := pingDocument{Node: node, Answered: true, Ms: float64(now.Sub(started).Microseconds()) / 1000}
+	var pong protocol.Pong
+	if err == nil && len(r.Body) > 0 {
+		err = json.Unmarshal(r.Body, &pong) // a newer agent may say more
+	}
+	if err != nil {
+		d.Refused = ui.Clean(err.Error())
+		return d
+	}
+	d.Agent = ui.Clean(fmt.Sprintf("%.64s", pong.Agent))
+	switch t := pong.Time; {
+	case t.IsZero():
+	case t.After(now):
+		d.Clock = t.Sub(now).Seconds()
+	case t.Before(started):
+		d.Clock = t.Sub(started).Seconds()
+	}
+	return d
+}
+
+// clockOff is from where on a node's clock is worth a word: at protocol.ClockSkew it refuses orders.
+const clockOff = 5 * time.Second
+
+func (a *app) pingLine(d pingDocument) string {
+	if d.Refused != "" {
+		return a.out.Paint(ui.Red, "refused: "+d.Refused)
+	}
+	line := a.out.Paint(ui.Green, fmt.Sprintf("%.1f ms", d.Ms))
+	if d.Agent != "" {
+		line += ", agent " + d.Agent
+	}
+	if off := time.Duration(d.Clock * float64(time.Second)).Round(time.Second); off.Abs() >= clockOff {
+		word := "ahead of"
+		if off < 0 {
+			word = "behind"
+		}
+		line += a.out.Paint(ui.Yellow, fmt.Sprintf(", its clock is %s %s ours", off.Abs(), word))
+	}
+	return line
 }
 
 // broadcastFrom is from how many nodes on one broadcast, which the whole fleet answers, costs less than
@@ -54,18 +100,15 @@ func (a *app) ping(ctx context.Context, selectors []string, timeout time.Duratio
 		names = append(names, n.Name)
 	}
 	started, refused := time.Now(), 0
-	each := func(node string, _ *protocol.Reply, err error) {
-		d := pingDocument{Node: node, Answered: true, Ms: float64(time.Since(started).Microseconds()) / 1000}
-		text := a.out.Paint(ui.Green, fmt.Sprintf("%.1f ms", d.Ms))
-		if err != nil {
+	each := func(node string, r *protocol.Reply, err error) {
+		d := pinged(node, started, time.Now(), r, err)
+		if d.Refused != "" {
 			refused++
-			d.Refused = ui.Clean(err.Error())
-			text = a.out.Paint(ui.Red, "refused: "+d.Refused)
 		}
 		if a.json {
 			a.document(d)
 		} else {
-			a.out.Printf("%s: %s\n", node, text)
+			a.out.Printf("%s: %s\n", node, a.pingLine(d))
 		}
 	}
 	waiting, cancel := context.WithTimeout(ctx, timeout)

@@ -22,7 +22,7 @@ type Script struct {
 	Ends func(m *protocol.Manifest) protocol.Report
 	// Lines are the build log of every manifest.
 	Lines []string
-	// Answers is what the node says to a request; nil: yes.
+	// Answers is what the node says to a request; nil: yes, and to a ping a Pong.
 	Answers func(o *protocol.Verified) (any, error)
 }
 
@@ -95,8 +95,12 @@ func (n *Node) serve(m *nats.Msg) {
 		return
 	}
 	var body any
-	if answers := n.does().Answers; err == nil && answers != nil {
+	switch answers := n.does().Answers; {
+	case err != nil:
+	case answers != nil:
 		body, err = answers(o)
+	case o.Action == protocol.Ping:
+		body = protocol.Pong{Agent: "test", Time: time.Now().UTC()}
 	}
 	header := protocol.Header{}
 	if o != nil {
