@@ -89,8 +89,8 @@ func explain(err error, config Config) error {
 		host     x509.HostnameError
 		invalid  x509.CertificateInvalidError
 		badCert  *tls.CertificateVerificationError
-		chopped  = oneLine(err)
-		mentions = func(s string) bool { return strings.Contains(strings.ToLower(chopped), s) }
+		text  = err.Error()
+		mentions = func(s string) bool { return strings.Contains(strings.ToLower(text), s) }
 	)
 	switch {
 	case errors.Is(err, nats.ErrAuthExpired) || mentions("authentication expired"):
@@ -105,9 +105,9 @@ func explain(err error, config Config) error {
 		return fmt.Errorf("what answers at %s is not this fleet's controller: its certificate is not by the project's CA; check the controllers in nix-infra.yaml", urls)
 	}
 	if errors.Is(err, nats.ErrNoServers) {
-		chopped = whyNot(config.URLs, chopped)
+		text = whyNot(config.URLs, text)
 	}
-	return fmt.Errorf("can't reach the controller at %s; check that it runs, the address in nix-infra.yaml and the firewall (%s)", urls, chopped)
+	return fmt.Errorf("can't reach the controller at %s; check that it runs, the address in nix-infra.yaml and the firewall (%s)", urls, text)
 }
 
 // whyNot finds out why none of the URLs can be reached, which nats.go does not tell.
@@ -125,8 +125,6 @@ func whyNot(urls []string, otherwise string) string {
 	}
 	return otherwise
 }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // asyncError hears from the broker that something may not be published, and tells who waits for it.
 func (c *Client) asyncError(_ *nats.Conn, _ *nats.Subscription, err error) {

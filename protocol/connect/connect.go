@@ -83,5 +83,21 @@ func (t To) Dial(extra ...nats.Option) (*nats.Conn, error) {
 	if len(failed) == 0 {
 		return nil, errors.New("no controller URL is known")
 	}
-	return nil, errors.Join(failed...)
+	if len(failed) == 1 {
+		return nil, failed[0]
+	}
+	return nil, &allFailed{failed}
 }
+
+// allFailed is errors.Join on one line.
+type allFailed struct{ errs []error }
+
+func (f *allFailed) Error() string {
+	texts := make([]string, len(f.errs))
+	for i, err := range f.errs {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (f *allFailed) Unwrap() []error { return f.errs }
