@@ -2,10 +2,16 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"strings"
 
 	"go.uber.org/zap/zapcore"
 )
+
+// noTermYet ends the error of two lines that etcd logs when a new member looks for its storage's version
+// before it has written anything. It looks again a moment later.
+const noTermYet = "missing term information"
 
 // bridge is a zap core that passes etcd's warnings and errors to slog.
 type bridge struct {
@@ -32,7 +38,10 @@ func (b bridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		f.AddTo(enc)
 	}
 	level := slog.LevelWarn
-	if e.Level > zapcore.WarnLevel {
+	switch {
+	case strings.HasSuffix(fmt.Sprint(enc.Fields["error"]), noTermYet):
+		level = slog.LevelDebug
+	case e.Level > zapcore.WarnLevel:
 		level = slog.LevelError
 	}
 	b.log.Log(context.Background(), level, e.Message, "details", enc.Fields)
