@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -138,6 +139,40 @@ func TestHostileRequests(t *testing.T) {
 			t.Fatalf("n2 got %s", m.Data)
 		}
 	})
+}
+
+// A flood of what nobody is proven to have sent must not fill the audit, and hides nothing of its extent.
+func TestFloodOfUnprovenRequests(t *testing.T) {
+	t.Parallel()
+	const flood = 2000
+	r := startRig(t)
+	vera := r.person("vera", protocol.Viewer)
+	started := time.Now()
+	for range flood {
+		must(t, vera.nc.Publish("ni.v1.ctl.req.viewer", []byte("{}")))
+	}
+	asked[protocol.NodeList](t, vera, protocol.ListNodes, nil)
+	count := func() (written, ignored int) {
+		for _, a := range r.auditRecords(t) {
+			if a.User != "" {
+				continue
+			}
+			written++
+			if n := 0; strings.HasPrefix(a.Reason, "(") {
+				value[int](t)(fmt.Sscanf(a.Reason, "(%d more", &n))
+				ignored += n
+			}
+		}
+		return written, ignored
+	}
+	eventually(t, "every request is accounted for", func() bool {
+		must(t, vera.nc.Publish("ni.v1.ctl.req.viewer", []byte("{}"))) // what comes next tells of the ones before
+		written, ignored := count()
+		return written+ignored >= flood
+	})
+	if written, _ := count(); written > 40+20*int(time.Since(started)/time.Second) {
+		t.Errorf("%d records in %s", written, time.Since(started))
+	}
 }
 
 func TestReplays(t *testing.T) {

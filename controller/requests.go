@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -29,7 +30,9 @@ func (t *term) actions() map[protocol.Action]func(context.Context, *protocol.Ver
 	}
 }
 
-// request serves one message on ctl.req.*: verify, record, run, record, answer.
+// request serves one message on ctl.req.*: verify, record, run, record, answer. Refused ones that nobody
+// is proven to have sent are recorded and answered a few times a second; more are counted into the next
+// record, so that nobody without a key can fill the disk.
 func (t *term) request(ctx context.Context, m *nats.Msg) {
 	signed, claimed, err := t.decode(m)
 	var order *protocol.Verified
@@ -48,6 +51,15 @@ func (t *term) request(ctx context.Context, m *nats.Msg) {
 	case !protocol.OwnReply(protocol.ControllerName, m.Reply):
 		to = ""
 	}
+	if sender.Name == "" {
+		ok, held := t.unproven.allow(time.Now())
+		if !ok {
+			return // it is counted
+		}
+		if held > 0 {
+			record.Reason = fmt.Sprintf("(%d more that nobody is proven to have sent were ignored) ", held)
+		}
+	}
 	var body any
 	if err == nil {
 		body, err = t.run(ctx, order, record)
@@ -58,7 +70,7 @@ func (t *term) request(ctx context.Context, m *nats.Msg) {
 		if !errors.As(err, &refusal) {
 			refusal = protocol.Refuse(protocol.Failed, "%v", err)
 		}
-		record.Outcome, record.Reason = string(refusal.Code), short(refusal.Reason, 1000)
+		record.Outcome, record.Reason = string(refusal.Code), record.Reason+short(refusal.Reason, 1000)
 		err = refusal
 	}
 	if failed := t.audit.record(ctx, record); failed != nil {

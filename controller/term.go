@@ -51,6 +51,7 @@ type term struct {
 	account  int64 // Unix seconds at which the account JWT was issued
 	pace     pace
 	strange  limiter // log lines about messages that make no sense
+	unproven limiter // refused requests of nobody in particular
 
 	changing  sync.Mutex    // held by whatever changes nodes or desired states
 	deployed  chan struct{} // something may have become garbage
@@ -72,6 +73,7 @@ func (c *Controller) newTerm(ctx context.Context, lead *store.Term) (*term, erro
 		c: c, log: c.log, lead: lead, blobs: c.broker.Blobs,
 		listings: broker.NewCache[[]string](listingBytes),
 		strange:  limiter{every: time.Second, burst: 10},
+		unproven: limiter{every: time.Second / 20, burst: 20},
 		deployed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
