@@ -62,7 +62,9 @@ func TestBadInput(t *testing.T) {
 		t.Errorf("an unreachable controller: %v", r)
 	}
 	f.exec(f.ctl, "systemctl", "start", "nix-infra-controller.service")
-	f.waitState("n1", 60*time.Second, "as it was", func(s status) bool { return s.Online && s.State == "confirmed" && s.Serial == 1 && s.Closure == old["n1"] })
+	f.waitState("n1", 60*time.Second, "as it was", func(s status) bool {
+		return s.Online && s.State == "confirmed" && s.Serial == 1 && s.Closure == old["n1"]
+	})
 }
 
 // TestFullDisk fills a node's disk: the deploy fails there with a reason, the node keeps what it runs, and takes

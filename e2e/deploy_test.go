@@ -11,6 +11,7 @@ import (
 func TestDeploy(t *testing.T) {
 	names := []string{"n1", "n2", "n3", "n4"}
 	f := newFleet(t, names...)
+	f.write("app_modules/hello/empty", "")
 	for _, n := range names {
 		f.write("nodes/"+n+".nix", service("hello from "+n+" at [%%localhost.ipv4%%]", ""))
 	}
