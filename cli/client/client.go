@@ -89,7 +89,7 @@ func explain(err error, config Config) error {
 		host     x509.HostnameError
 		invalid  x509.CertificateInvalidError
 		badCert  *tls.CertificateVerificationError
-		text  = err.Error()
+		text     = err.Error()
 		mentions = func(s string) bool { return strings.Contains(strings.ToLower(text), s) }
 	)
 	switch {
