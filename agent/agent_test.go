@@ -60,6 +60,7 @@ func (h *host) Run(_ context.Context, j reconcile.Job) (reconcile.Outcome, error
 	return reconcile.Outcome{}, nil
 }
 func (h *host) Journal(context.Context, string, int) (string, error) { return "", nil }
+func (h *host) Renew(context.Context) (bool, error)                  { return false, nil }
 func (h *host) Reboot(context.Context) error                         { h.did("reboot"); return nil }
 
 // running is an agent in a test.

@@ -25,6 +25,8 @@ const (
 	evidenceLines = 20
 	activateLines = 100
 	evidenceTime  = 10 * time.Second
+	renewTries    = 3
+	renewTime     = 30 * time.Second // from the order to restart the agent to its end
 )
 
 // revert is the way back: to what ran or, in mode boot, to what would have booted.
@@ -94,17 +96,35 @@ func (e *Engine) awaitActivation(ctx context.Context, a *attempt, j Job) {
 	case !out.Found:
 		e.neverStarted(ctx, a)
 	case out.Exit == exitDone:
-		_ = e.move(a, protocol.Checking, nil)
+		e.toChecking(ctx, a)
 	case out.Exit == exitUnitsFailed:
 		obs, err := e.observe(ctx)
 		units := health.NewlyFailed(a.Failed, obs.Failed)
 		if err == nil && len(units) == 0 {
-			_ = e.move(a, protocol.Checking, nil)
+			e.toChecking(ctx, a)
 			return
 		}
 		e.toRollback(ctx, a, health.FailedUnits(units).Reason, units)
 	default:
 		e.toRollback(ctx, a, fmt.Sprintf("the activation failed (%v)", out), nil)
+	}
+}
+
+// toChecking begins the proof. A system is proven with the agent that it brings: where the activation
+// left this one running, as it does where the old system had no unit of that name, that one takes over.
+// An agent that begins in this phase was started after the activation, so it need not ask.
+func (e *Engine) toChecking(ctx context.Context, a *attempt) {
+	_ = e.move(a, protocol.Checking, nil)
+	var renewed bool
+	err := retry(ctx, renewTries, func() (err error) {
+		renewed, err = e.o.Host.Renew(ctx)
+		return err
+	})
+	if renewed && err == nil && sleep(ctx, renewTime) {
+		err = errors.New("systemd did not end the agent before")
+	}
+	if err != nil {
+		e.toRollback(ctx, a, fmt.Sprintf("the new system's agent can't be started: %v", err), nil)
 	}
 }
 
@@ -117,11 +137,11 @@ func (e *Engine) check(ctx context.Context, a *attempt) {
 	case err != nil:
 		e.toRollback(ctx, a, err.Error(), nil)
 		return
-	case obs.Running != a.New:
-		e.toRollback(ctx, a, "the new system does not run any more: the revert came first, or somebody switched by hand", nil)
-		return
 	case a.left(obs) <= 0:
 		e.toRollback(ctx, a, fmt.Sprintf("not proven within the deadline of %d s", a.Timeout), nil)
+		return
+	case obs.Running != a.New:
+		e.toRollback(ctx, a, "the new system does not run any more: the revert came first, or somebody switched by hand", nil)
 		return
 	}
 	limited, cancel := context.WithTimeout(ctx, a.left(obs))

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Host is what the engine does to the machine: eight acts, so that all else can be tested without one.
+// Host is what the engine does to the machine: nine acts, so that all else can be tested without one.
 // Each may be repeated after a crash; each ends with its context.
 type Host interface {
 	// Observe tells what runs and what would boot.
@@ -17,7 +17,8 @@ type Host interface {
 	// SetProfile makes closure the system profile's newest generation.
 	SetProfile(ctx context.Context, closure string) error
 	// Arm starts the timer that runs the revert service after r.Timeout, whatever becomes of the agent.
-	// It fails where the timer exists already.
+	// It fails where the timer exists already. Where the agent is a unit, the service starts that one last:
+	// going back may have stopped it.
 	Arm(ctx context.Context, r Revert) error
 	// Disarm stops the timer and clears away the units of r's serial. It tells whether the revert
 	// service was started, by whomever; one that still runs is left alone.
@@ -27,6 +28,9 @@ type Host interface {
 	Run(ctx context.Context, j Job) (Outcome, error)
 	// Journal gives the last lines of a unit's log, bounded.
 	Journal(ctx context.Context, unit string, lines int) (string, error)
+	// Renew has the agent's own unit restarted where that would now run another program than the agent is.
+	// It tells whether it did: this process is about to be ended then, and another one goes on.
+	Renew(ctx context.Context) (bool, error)
 	// Reboot starts a clean reboot and returns.
 	Reboot(ctx context.Context) error
 }

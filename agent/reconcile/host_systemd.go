@@ -142,7 +142,11 @@ func (h *SystemdHost) Arm(ctx context.Context, r Revert) error {
 		return err
 	}
 	defer c.Close()
-	service := dbus.PropertyCollection{Name: r.Job().Unit, Properties: jobProperties(r.Job())}
+	last, err := lastStep(ctx, c)
+	if err != nil {
+		return err
+	}
+	service := dbus.PropertyCollection{Name: r.Job().Unit, Properties: jobProperties(r.Job(), last)}
 	done := make(chan string, 1)
 	if _, err := c.StartTransientUnitAux(ctx, r.Timer(), "fail", timerProperties(r), []dbus.PropertyCollection{service}, done); err != nil {
 		return fmt.Errorf("systemd refused the timer %s: %w", r.Timer(), err)

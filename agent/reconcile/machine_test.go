@@ -36,6 +36,7 @@ type machine struct {
 	wrong    []string
 	effects  []string
 	reboots  int
+	renews   bool           // the agent's unit has another program
 	failures map[string]int // acts that fail so many times
 }
 
@@ -342,6 +343,21 @@ func (a agent) Reboot(context.Context) error {
 	a.reboots++
 	a.effect("reboot")
 	return nil
+}
+
+// Renew tells of another agent once for each activation that brought one, and then kills this one.
+func (a agent) Renew(context.Context) (bool, error) {
+	if err := a.act("renew"); err != nil {
+		return false, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.renews {
+		return false, nil
+	}
+	a.renews = false
+	a.effect("renewed")
+	return true, nil
 }
 
 func (m *machine) rebooted() int {

@@ -45,8 +45,9 @@ func timerProperties(r Revert) []dbus.Property {
 }
 
 // jobProperties describe the service that a job runs in. It stays after its end, until it is cleared
-// away: the agent that reads the result may be another than the one that started it.
-func jobProperties(j Job) []dbus.Property {
+// away: the agent that reads the result may be another than the one that started it. A revert's service
+// ends with the last step.
+func jobProperties(j Job, last []string) []dbus.Property {
 	p := []dbus.Property{
 		dbus.PropDescription(fmt.Sprintf("nix-infra: switch-to-configuration %s of %s", j.Action, filepath.Base(j.Closure))),
 		dbus.PropType("oneshot"),
@@ -60,6 +61,7 @@ func jobProperties(j Job) []dbus.Property {
 		return p
 	}
 	type exitStatus struct{ Codes, Signals []int32 }
+	p = append(p, lastStepProperties(last)...)
 	return append(p,
 		// Starting the revert stops what may hold the lock or undo it, and waits for that: systemd itself
 		// sees to it, no program is needed.
@@ -270,13 +272,17 @@ func (r *runner) follow(ctx context.Context) (Outcome, error) {
 
 // start starts the unit; one that is loaded already (the timer's service) as it is.
 func (r *runner) start(ctx context.Context, c *dbus.Conn, s status, done chan<- string) error {
-	var err error
-	if s.missing() {
-		_, err = c.StartTransientUnitContext(ctx, r.job.Unit, "replace", jobProperties(r.job), done)
-	} else {
-		_, err = c.StartUnitContext(ctx, r.job.Unit, "replace", done)
+	if !s.missing() {
+		if _, err := c.StartUnitContext(ctx, r.job.Unit, "replace", done); err != nil {
+			return fmt.Errorf("systemd can't start %s: %w", r.job.Unit, err)
+		}
+		return nil
 	}
-	if err != nil {
+	var last []string
+	if r.job.Revert != nil {
+		last, _ = lastStep(ctx, c) // the timer's service has it; going back does not wait for it
+	}
+	if _, err := c.StartTransientUnitContext(ctx, r.job.Unit, "replace", jobProperties(r.job, last), done); err != nil {
 		return fmt.Errorf("systemd can't start %s: %w", r.job.Unit, err)
 	}
 	return nil
