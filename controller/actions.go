@@ -15,7 +15,6 @@ import (
 const (
 	maxListed      = 500
 	maxListedBytes = 1 << 20
-	maxAsked       = 5000
 	maxShownBytes  = 2 << 20
 )
 
@@ -277,8 +276,8 @@ func (t *term) missingBlobs(_ context.Context, order *protocol.Verified) (any, e
 	if err != nil {
 		return nil, err
 	}
-	if len(asked.Digests) > maxAsked {
-		return nil, protocol.Refuse(protocol.Invalid, "%d digests at once, the limit is %d", len(asked.Digests), maxAsked)
+	if len(asked.Digests) > protocol.MaxDigests {
+		return nil, protocol.Refuse(protocol.Invalid, "%d digests at once, the limit is %d", len(asked.Digests), protocol.MaxDigests)
 	}
 	missing := protocol.DigestList{Digests: []string{}}
 	for _, d := range asked.Digests {
@@ -293,26 +292,35 @@ func (t *term) missingBlobs(_ context.Context, order *protocol.Verified) (any, e
 	return missing, nil
 }
 
-func (t *term) putBlob(ctx context.Context, order *protocol.Verified) (any, error) {
-	p, err := payload[protocol.BlobPiece](order)
+func (t *term) putBlobs(ctx context.Context, order *protocol.Verified) (any, error) {
+	b, err := payload[protocol.BlobPieces](order)
 	if err != nil {
 		return nil, err
 	}
-	if t.blobs.Touch(p.Digest) {
-		return nil, nil
+	for _, p := range b.Pieces {
+		if err := t.putPiece(ctx, order.Sender.Name, p); err != nil {
+			return nil, err
+		}
 	}
-	content, done, err := t.uploads.piece(order.Sender.Name, p)
+	return nil, nil
+}
+
+func (t *term) putPiece(ctx context.Context, user string, p protocol.BlobPiece) error {
+	if t.blobs.Touch(p.Digest) {
+		return nil
+	}
+	content, done, err := t.uploads.piece(user, p)
 	if err != nil || !done {
-		return nil, err
+		return err
 	}
 	plain, err := t.decoder.DecodeAll(content, nil)
 	if err != nil {
-		return nil, protocol.Refuse(protocol.Invalid, "blob %s can't be decompressed, or to more than %d bytes: %v", p.Digest, protocol.MaxFileSize, err)
+		return protocol.Refuse(protocol.Invalid, "blob %s can't be decompressed, or to more than %d bytes: %v", p.Digest, protocol.MaxFileSize, err)
 	}
 	if protocol.Digest(plain) != p.Digest {
-		return nil, protocol.Refuse(protocol.Invalid, "blob %s has another content than its digest says", p.Digest)
+		return protocol.Refuse(protocol.Invalid, "blob %s has another content than its digest says", p.Digest)
 	}
-	return nil, t.blobs.Put(ctx, p.Digest, content)
+	return t.blobs.Put(ctx, p.Digest, content)
 }
 
 // sameDeployment tells whether a deployment on record is the one that is asked for again, by somebody

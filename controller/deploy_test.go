@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -242,7 +243,7 @@ func TestUploads(t *testing.T) {
 	if d := dora.upload(t, nil); !r.c.broker.Blobs.Has(d) {
 		t.Fatal("the empty file was not kept")
 	}
-	put := func(p protocol.BlobPiece) error { _, err := dora.ask(protocol.PutBlob, p); return err }
+	put := func(p protocol.BlobPiece) error { _, err := dora.ask(protocol.PutBlobs, onePiece(p)); return err }
 	data := big[:protocol.ChunkSize+100]
 	packed, digest := compress(t, data), protocol.Digest(data)
 	piece := func(from, to int) protocol.BlobPiece {
@@ -280,10 +281,36 @@ func TestUploads(t *testing.T) {
 	if err := put(protocol.BlobPiece{Digest: digest, Size: wrong.Size, Offset: 1300, Data: wrong.Data[1000:]}); err == nil || r.c.broker.Blobs.Has(digest) {
 		t.Errorf("a damaged blob was kept (%v)", err)
 	}
+	// Many at once: what comes before a bad one stays, and sending all of it again is no mistake.
+	small := func(text string) protocol.BlobPiece {
+		packed := compress(t, []byte(text))
+		return protocol.BlobPiece{Digest: protocol.Digest([]byte(text)), Size: int64(len(packed)), Data: packed}
+	}
+	one, bad, two := small("one"), small("bad"), small("two")
+	bad.Data = small("worse").Data
+	bad.Size = int64(len(bad.Data))
+	many := func(pieces ...protocol.BlobPiece) error {
+		_, err := dora.ask(protocol.PutBlobs, protocol.BlobPieces{Pieces: pieces})
+		return err
+	}
+	wantCode(t, many(one, bad, two), protocol.Invalid)
+	if b := r.c.broker.Blobs; !b.Has(one.Digest) || b.Has(bad.Digest) || b.Has(two.Digest) {
+		t.Error("not just what came before the bad one was kept")
+	}
+	must(t, many(one, two, piece(0, 100), piece(100, 200)))
+	if !r.c.broker.Blobs.Has(two.Digest) {
+		t.Error("two was not kept")
+	}
+	third := protocol.ChunkSize
+	wantCode(t, many(), protocol.Invalid)
+	wantCode(t, many(slices.Repeat([]protocol.BlobPiece{one}, protocol.MaxPieces+1)...), protocol.Invalid)
+	wantCode(t, many(piece(0, third), piece(0, third), one), protocol.Invalid)
+
 	missing := asked[protocol.DigestList](t, dora, protocol.MissingBlobs, protocol.DigestList{Digests: []string{digest, protocol.Digest(big)}})
 	if len(missing.Digests) != 1 || missing.Digests[0] != digest {
 		t.Errorf("missing: %v", missing)
 	}
+	must(t, put(piece(200, len(packed))))
 	if left, _ := filepath.Glob(filepath.Join(r.cfg.Dir, "spool", "*")); len(left) != 0 {
 		t.Errorf("spools are left: %v", left)
 	}

@@ -293,11 +293,15 @@ func (p *person) upload(t testing.TB, data []byte) string {
 	digest, packed := protocol.Digest(data), compress(t, data)
 	for offset := 0; ; {
 		n := min(protocol.ChunkSize, len(packed)-offset)
-		asked[struct{}](t, p, protocol.PutBlob, protocol.BlobPiece{Digest: digest, Size: int64(len(packed)), Offset: int64(offset), Data: packed[offset : offset+n]})
+		asked[struct{}](t, p, protocol.PutBlobs, onePiece(protocol.BlobPiece{Digest: digest, Size: int64(len(packed)), Offset: int64(offset), Data: packed[offset : offset+n]}))
 		if offset += n; offset >= len(packed) {
 			return digest
 		}
 	}
+}
+
+func onePiece(p protocol.BlobPiece) protocol.BlobPieces {
+	return protocol.BlobPieces{Pieces: []protocol.BlobPiece{p}}
 }
 
 // signedManifest uploads one node's tree of one file, and its manifest.

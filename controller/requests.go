@@ -22,7 +22,7 @@ func (t *term) actions() map[protocol.Action]func(context.Context, *protocol.Ver
 		protocol.ListDeployments: t.listDeployments,
 		protocol.ShowDeployment:  t.showDeployment,
 		protocol.MissingBlobs:    t.missingBlobs,
-		protocol.PutBlob:         t.putBlob,
+		protocol.PutBlobs:        t.putBlobs,
 		protocol.Deploy:          t.deploy,
 		protocol.PutNode:         t.putNode,
 		protocol.RemoveNode:      t.removeNode,

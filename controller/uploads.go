@@ -12,9 +12,6 @@ import (
 )
 
 const (
-	// maxBlob is what a file of the largest size may have in its zstd form: zstd adds a few bytes to
-	// what it can't compress.
-	maxBlob      = protocol.MaxFileSize + 1<<20
 	maxSpools    = 64
 	spoolIdle    = 10 * time.Minute
 	spoolCrowded = time.Minute
@@ -50,19 +47,10 @@ func newUploads(dir string) (*uploads, error) {
 	return &uploads{dir: dir, open: map[spoolKey]*spool{}}, nil
 }
 
-// piece adds a piece. With the last one it gives the whole.
+// piece adds a piece whose form was checked. With the last one it gives the whole.
 func (u *uploads) piece(user string, p protocol.BlobPiece) (whole []byte, done bool, err error) {
 	n := int64(len(p.Data))
-	switch {
-	case !protocol.IsDigest(p.Digest):
-		return nil, false, protocol.Refuse(protocol.Invalid, "%q is not a digest", short(p.Digest, 80))
-	case p.Size < 0 || p.Size > maxBlob:
-		return nil, false, protocol.Refuse(protocol.Invalid, "blob %s has %d bytes, the limit is %d", p.Digest, p.Size, maxBlob)
-	case n > protocol.ChunkSize || (n == 0 && p.Size > 0):
-		return nil, false, protocol.Refuse(protocol.Invalid, "a piece of %d bytes; 1 to %d are possible", n, protocol.ChunkSize)
-	case p.Offset < 0 || p.Offset > p.Size-n:
-		return nil, false, protocol.Refuse(protocol.Invalid, "a piece of %d bytes at %d of a blob of %d", n, p.Offset, p.Size)
-	case n == p.Size:
+	if n == p.Size {
 		return p.Data, true, nil
 	}
 	key := spoolKey{user, p.Digest}

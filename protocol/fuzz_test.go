@@ -76,9 +76,12 @@ func FuzzManifestQuery(f *testing.F) { fuzzDecode[ManifestQuery](f, ManifestQuer
 func FuzzManifestReply(f *testing.F) {
 	fuzzDecode[ManifestReply](f, ManifestReply{Manifest: []byte("x")})
 }
-func FuzzBlobQuery(f *testing.F)      { fuzzDecode[BlobQuery](f, BlobQuery{Offset: 1}) }
-func FuzzBlobReply(f *testing.F)      { fuzzDecode[BlobReply](f, BlobReply{Data: []byte("x")}) }
-func FuzzBlobPiece(f *testing.F)      { fuzzDecode[BlobPiece](f, BlobPiece{Data: []byte("x")}) }
+func FuzzBlobQuery(f *testing.F) { fuzzDecode[BlobQuery](f, BlobQuery{Offset: 1}) }
+func FuzzBlobReply(f *testing.F) { fuzzDecode[BlobReply](f, BlobReply{Data: []byte("x")}) }
+func FuzzBlobPieces(f *testing.F) {
+	one := BlobPiece{Digest: Digest(nil), Size: 3, Offset: 1, Data: []byte("x")}
+	fuzzDecode[BlobPieces](f, BlobPieces{[]BlobPiece{one, {Digest: Digest(nil)}}}, BlobPieces{}, BlobPieces{[]BlobPiece{{Digest: "x"}}})
+}
 func FuzzDigestList(f *testing.F)     { fuzzDecode[DigestList](f, DigestList{Digests: []string{"x"}}) }
 func FuzzNodeRecord(f *testing.F)     { fuzzDecode[NodeRecord](f, NodeRecord{Name: "n1"}) }
 func FuzzNodeList(f *testing.F)       { fuzzDecode[NodeList](f, NodeList{Nodes: []NodeState{{}}}) }

@@ -28,6 +28,10 @@ const (
 	MaxTreeSize = 256 << 20
 )
 
+// MaxBlobSize is what a file of the largest size may have in its zstd form: zstd adds a few bytes to
+// what it can't compress.
+const MaxBlobSize = MaxFileSize + 1<<20
+
 // DryRunLifetime is how long a dry-activate manifest is good for: it has no serial to protect it.
 const DryRunLifetime = 15 * time.Minute
 

@@ -274,7 +274,31 @@ type DigestList struct {
 	Digests []string `json:"digests"`
 }
 
-// BlobPiece is PutBlob's: a piece of a blob's zstd form. Pieces are sent in order; the controller keeps
+// BlobPieces is PutBlobs': pieces of any number of blobs, since a request costs two records and more
+// than most blobs do. They are taken in one after the other; those before one that is refused stay.
+type BlobPieces struct {
+	Pieces []BlobPiece `json:"pieces"`
+}
+
+// Validate checks the pieces' form, and that there is not more than one request should carry.
+func (b *BlobPieces) Validate() error {
+	if len(b.Pieces) == 0 || len(b.Pieces) > MaxPieces {
+		return fmt.Errorf("%d pieces; 1 to %d are possible", len(b.Pieces), MaxPieces)
+	}
+	total := 0
+	for i := range b.Pieces {
+		if err := b.Pieces[i].Validate(); err != nil {
+			return err
+		}
+		total += len(b.Pieces[i].Data)
+	}
+	if total > PackSize {
+		return fmt.Errorf("the pieces have %d bytes together, the limit is %d", total, PackSize)
+	}
+	return nil
+}
+
+// BlobPiece is a piece of a blob's zstd form. Pieces of one blob are sent in order; the controller keeps
 // the blob once the last one is there and the whole hashes to Digest. A blob is a file's content or a
 // signed manifest.
 type BlobPiece struct {
@@ -282,6 +306,22 @@ type BlobPiece struct {
 	Size   int64  `json:"size"`   // bytes, of the whole compressed blob
 	Offset int64  `json:"offset"`
 	Data   []byte `json:"data"`
+}
+
+// Validate checks the piece's form.
+func (p *BlobPiece) Validate() error {
+	n := int64(len(p.Data))
+	switch {
+	case !IsDigest(p.Digest):
+		return fmt.Errorf("%.80q is not a digest", p.Digest)
+	case p.Size < 0 || p.Size > MaxBlobSize:
+		return fmt.Errorf("blob %s has %d bytes, the limit is %d", p.Digest, p.Size, MaxBlobSize)
+	case n > ChunkSize || (n == 0 && p.Size > 0):
+		return fmt.Errorf("a piece of %d bytes; 1 to %d are possible", n, ChunkSize)
+	case p.Offset < 0 || p.Offset > p.Size-n:
+		return fmt.Errorf("a piece of %d bytes at %d of a blob of %d", n, p.Offset, p.Size)
+	}
+	return nil
 }
 
 // DeployItem is one node's part of a deployment.

@@ -22,10 +22,14 @@ import (
 const Version = 1
 
 // MaxMessage is the largest message that the broker carries, in bytes. Whatever may grow past it
-// (blobs, manifests of a large fleet) is sent in pieces of at most ChunkSize.
+// (blobs, manifests of a large fleet) is sent in pieces of at most ChunkSize, and small pieces together,
+// up to MaxPieces of them with at most PackSize bytes: in a signed request that is about twice as much.
 const (
 	MaxMessage = 4 << 20
 	ChunkSize  = 512 << 10
+	PackSize   = 1 << 20
+	MaxPieces  = 2048
+	MaxDigests = 5000 // in one DigestList of a request
 )
 
 // build is stamped by the linker: -X github.com/nix-infra/nix-infra/protocol.build=v1.2.3.

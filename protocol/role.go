@@ -48,7 +48,7 @@ const (
 	ListDeployments Action = "deployments"
 	ShowDeployment  Action = "deployment"
 	MissingBlobs    Action = "blobs-missing"
-	PutBlob         Action = "blob-put"
+	PutBlobs        Action = "blobs-put"
 	PutNode         Action = "node-put"
 	RemoveNode      Action = "node-remove"
 	TagNode         Action = "node-tag"
@@ -64,7 +64,7 @@ var leastRole = map[Action]Role{
 	ListDeployments: Viewer,
 	ShowDeployment:  Viewer,
 	MissingBlobs:    Deployer,
-	PutBlob:         Deployer,
+	PutBlobs:        Deployer,
 	PutNode:         Admin,
 	RemoveNode:      Admin,
 	TagNode:         Deployer,

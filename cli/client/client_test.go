@@ -195,6 +195,17 @@ func TestUpload(t *testing.T) {
 	if err != nil || done.Blobs != 3 || done.Bytes < int64(len(big)) {
 		t.Fatalf("%+v, %v", done, err)
 	}
+	f.Requests()
+	for i := range 3000 { // more than go into one request
+		data := fmt.Appendf(nil, "file %d", i)
+		blobs[protocol.Digest(data)] = data
+	}
+	if done, err = c.Upload(t.Context(), blobs); err != nil || done.Blobs != 3000 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	if requests := f.Requests(); len(requests) != 3 {
+		t.Errorf("3000 small blobs took the requests %v, want one to ask and two to send", requests)
+	}
 	for digest, data := range blobs {
 		if got := f.Blob(digest); !slices.Equal(got, data) {
 			t.Errorf("blob %s: %d bytes arrived of %d", digest[:8], len(got), len(data))

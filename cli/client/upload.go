@@ -3,6 +3,8 @@ package client
 import (
 	"context"
 	"fmt"
+	"iter"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
@@ -11,8 +13,8 @@ import (
 )
 
 const (
-	uploads   = 4      // blobs at a time
-	askDigest = 10_000 // digests in one MissingBlobs request
+	uploads    = 4       // requests at a time
+	batchBytes = 2 << 20 // of blobs, before compression, that one of them sends one after the other
 )
 
 // Uploaded says what an upload amounted to.
@@ -32,24 +34,77 @@ func (c *Client) Upload(ctx context.Context, blobs map[string][]byte) (Uploaded,
 		return Uploaded{}, err
 	}
 	defer encoder.Close()
+	done := Uploaded{Blobs: len(missing)}
+	var sent atomic.Int64
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(uploads)
-	sent := make([]int64, len(missing))
-	for i, digest := range missing {
+	for batch := range batches(missing, blobs) {
 		group.Go(func() error {
-			packed := encoder.EncodeAll(blobs[digest], nil)
-			sent[i] = int64(len(packed))
-			return c.putBlob(ctx, digest, packed)
+			p := packer{send: func(pieces []protocol.BlobPiece) error {
+				return c.Controller(ctx, protocol.PutBlobs, protocol.BlobPieces{Pieces: pieces}, nil)
+			}}
+			for _, digest := range batch {
+				packed := encoder.EncodeAll(blobs[digest], nil)
+				sent.Add(int64(len(packed)))
+				if err := p.add(digest, packed); err != nil {
+					return err
+				}
+			}
+			return p.flush()
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return Uploaded{}, fmt.Errorf("uploading: %w", err)
 	}
-	done := Uploaded{Blobs: len(missing)}
-	for _, n := range sent {
-		done.Bytes += n
-	}
+	done.Bytes = sent.Load()
 	return done, nil
+}
+
+// batches splits blobs into parts of about batchBytes, so that several can be compressed and sent at a
+// time. The pieces of a blob have to come in order, so all of one are in one part.
+func batches(digests []string, blobs map[string][]byte) iter.Seq[[]string] {
+	return func(yield func([]string) bool) {
+		start, size := 0, 0
+		for i, digest := range digests {
+			size += len(blobs[digest])
+			if size >= batchBytes || i-start+1 == protocol.MaxPieces || i == len(digests)-1 {
+				if !yield(digests[start : i+1]) {
+					return
+				}
+				start, size = i+1, 0
+			}
+		}
+	}
+}
+
+// packer sends blobs in as few requests as their size allows.
+type packer struct {
+	send   func([]protocol.BlobPiece) error
+	pieces []protocol.BlobPiece
+	size   int
+}
+
+func (p *packer) add(digest string, packed []byte) error {
+	for offset := 0; offset == 0 || offset < len(packed); offset += protocol.ChunkSize {
+		data := packed[offset:min(len(packed), offset+protocol.ChunkSize)]
+		if len(p.pieces) == protocol.MaxPieces || p.size+len(data) > protocol.PackSize {
+			if err := p.flush(); err != nil {
+				return err
+			}
+		}
+		p.pieces = append(p.pieces, protocol.BlobPiece{Digest: digest, Size: int64(len(packed)), Offset: int64(offset), Data: data})
+		p.size += len(data)
+	}
+	return nil
+}
+
+func (p *packer) flush() error {
+	if len(p.pieces) == 0 {
+		return nil
+	}
+	err := p.send(p.pieces)
+	p.pieces, p.size = nil, 0
+	return err
 }
 
 // missing asks which of the blobs the controller lacks.
@@ -59,7 +114,7 @@ func (c *Client) missing(ctx context.Context, blobs map[string][]byte) ([]string
 		all = append(all, digest)
 	}
 	for len(all) > 0 {
-		some := all[:min(len(all), askDigest)]
+		some := all[:min(len(all), protocol.MaxDigests)]
 		all = all[len(some):]
 		var lacks protocol.DigestList
 		if err := c.Controller(ctx, protocol.MissingBlobs, protocol.DigestList{Digests: some}, &lacks); err != nil {
@@ -73,19 +128,6 @@ func (c *Client) missing(ctx context.Context, blobs map[string][]byte) ([]string
 		}
 	}
 	return missing, nil
-}
-
-func (c *Client) putBlob(ctx context.Context, digest string, packed []byte) error {
-	for offset := 0; offset == 0 || offset < len(packed); offset += protocol.ChunkSize {
-		piece := protocol.BlobPiece{
-			Digest: digest, Size: int64(len(packed)), Offset: int64(offset),
-			Data: packed[offset:min(len(packed), offset+protocol.ChunkSize)],
-		}
-		if err := c.Controller(ctx, protocol.PutBlob, piece, nil); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Deploy makes the manifests of a request wanted. They have to be uploaded before.

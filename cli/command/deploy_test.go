@@ -19,7 +19,6 @@ func TestDeploy(t *testing.T) {
 		f.Add(n, "web")
 	}
 	f.Add("db1")
-	f.Requests()
 	out := s.must("deploy", "@web")
 	if !strings.Contains(out, "web1: confirmed") || !strings.Contains(out, ": 2 confirmed\n") || strings.Contains(out, "db1") {
 		t.Errorf("not what was asked for:\n%s", out)
@@ -32,7 +31,7 @@ func TestDeploy(t *testing.T) {
 		t.Errorf("manifest %+v", m)
 	}
 	// What web1 and web2 share was uploaded once, and is not uploaded again.
-	uploads := uploadsIn(f.Requests())
+	uploads := f.Uploads()
 	distinct := map[string]bool{}
 	for _, n := range []string{"web1", "web2"} {
 		for _, file := range f.Manifest(n).Files {
@@ -43,21 +42,12 @@ func TestDeploy(t *testing.T) {
 		t.Errorf("%d blobs were uploaded, %d are needed: the distinct files and two manifests", uploads, want)
 	}
 	s.must("deploy", "web1,", "web2")
-	if again := uploadsIn(f.Requests()); again != 2 {
+	if again := f.Uploads(); again != 2 {
 		t.Errorf("a deploy of the same files uploaded %d blobs, want the two manifests", again)
 	}
 	if m := f.Manifest("web2"); m.Serial != 2 {
 		t.Errorf("serial %d after the second deploy", m.Serial)
 	}
-}
-
-func uploadsIn(actions []protocol.Action) (blobs int) {
-	for _, a := range actions {
-		if a == protocol.PutBlob {
-			blobs++
-		}
-	}
-	return blobs
 }
 
 // The controller may have lost its state, or the node its disk: the serial is above what either knows.

@@ -92,8 +92,8 @@ func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 			}
 		}
 		return missing, nil
-	case protocol.PutBlob:
-		return nil, f.putBlob(o.Payload)
+	case protocol.PutBlobs:
+		return nil, f.putBlobs(o.Payload)
 	case protocol.Deploy:
 		return nil, f.deploy(o)
 	case protocol.ShowDeployment:
@@ -145,11 +145,20 @@ func (f *Fleet) listNodes(payload []byte) (any, error) {
 	return list, nil
 }
 
-func (f *Fleet) putBlob(payload []byte) error {
-	p, err := protocol.Decode[protocol.BlobPiece](payload)
+func (f *Fleet) putBlobs(payload []byte) error {
+	b, err := protocol.Decode[protocol.BlobPieces](payload)
 	if err != nil {
 		return err
 	}
+	for _, p := range b.Pieces {
+		if err := f.putPiece(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *Fleet) putPiece(p protocol.BlobPiece) error {
 	if p.Offset != int64(len(f.pieces[p.Digest])) {
 		return protocol.Refuse(protocol.Invalid, "piece at %d, expected %d", p.Offset, len(f.pieces[p.Digest]))
 	}
@@ -167,6 +176,7 @@ func (f *Fleet) putBlob(payload []byte) error {
 		return protocol.Refuse(protocol.Invalid, "the blob is not %s", p.Digest)
 	}
 	f.blobs[p.Digest] = data
+	f.uploads++
 	return nil
 }
 
@@ -220,6 +230,15 @@ func (f *Fleet) Blob(digest string) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.blobs[digest]
+}
+
+// Uploads is how many blobs came, and forgets them.
+func (f *Fleet) Uploads() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.uploads
+	f.uploads = 0
+	return n
 }
 
 // Manifest is the one that a node should have.

@@ -41,6 +41,7 @@ type Fleet struct {
 	pieces      map[string][]byte
 	deployments []*protocol.Deployment
 	requests    []protocol.Action
+	uploads     int
 	deaf        bool
 }
 
