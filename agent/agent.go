@@ -3,7 +3,7 @@
 //
 // Start with Run, which puts the parts together: link (the connection), reconcile (deploying),
 // heartbeat (telling), query (answering), audit (the record). requests.go is the table of what a node
-// can be asked, manifests.go puts orders on record, enrol.go is how a machine becomes a node.
+// can be asked, enrol.go is how a machine becomes a node.
 //
 // # The service
 //
@@ -164,8 +164,7 @@ func (a *agent) openEngine() error {
 		}
 	}
 	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier,
-		Host: host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount}
-	o.Upstream = &recorder{Link: a.link, node: a.machine.Name, verifier: a.verifier, record: a.audit.Record, state: func() reconcile.State { return a.engine.State() }}
+		Upstream: a.link, Host: host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record}
 	if a.o.Deploy != nil {
 		a.o.Deploy(&o)
 	}
@@ -259,6 +258,10 @@ func (a *agent) takeAccount(token string) {
 		a.heart.Changed()
 	}
 }
+
+// record keeps a record of what the engine did. One that can't be kept says so itself; a rescue must not
+// fail for want of it.
+func (a *agent) record(r protocol.AuditRecord) { _ = a.audit.Record(r) }
 
 func (a *agent) saveAccount(token string) {
 	if err := a.machine.SaveAccount(token); err != nil {

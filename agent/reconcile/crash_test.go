@@ -137,7 +137,7 @@ func TestTimerAlone(t *testing.T) {
 
 func TestDamagedJournal(t *testing.T) {
 	for name, damage := range map[string]string{
-		"empty": "", "cut": `{"v":1,"seen":`, "unknown": `{"v":1,"what":1}`, "version": `{"v":9}`, "twice": `{"v":1}{"v":1}`,
+		"empty": "", "cut": `{"v":1,"seen":`, "type": `{"v":1,"seen":"many"}`, "version": `{"v":9}`, "twice": `{"v":1}{"v":1}`,
 		"attempt": `{"v":1,"attempt":{"phase":"sleeping"}}`,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -38,6 +38,7 @@ func (e *Engine) deploy(ctx context.Context, o *order) (next *order) {
 	if err != nil {
 		e.refuse.add(o.digest, time.Now().Add(unwrittenFor))
 		e.setNotice(fmt.Sprintf("deployment %s can't be accepted: %v", o.m.Deployment, err))
+		e.recordEnd(o.by, o.m.Deployment, protocol.FailedPhase, "it can't be accepted: "+err.Error())
 		return nil
 	}
 	return e.drive(ctx, a, o.m)
@@ -49,7 +50,8 @@ func (e *Engine) accept(o *order) (*attempt, error) {
 		return nil, fmt.Errorf("%w; free space in %s", err, e.o.Dir)
 	}
 	m := o.m
-	a := &attempt{Digest: o.digest, Serial: m.Serial, Deployment: m.Deployment, Mode: m.Mode, Timeout: m.Timeout, Settle: m.Settle, Started: e.now()}
+	a := &attempt{Digest: o.digest, Serial: m.Serial, Deployment: m.Deployment, Mode: m.Mode, Timeout: m.Timeout, Settle: m.Settle, Started: e.now(),
+		User: o.by.Name, Role: o.by.Role}
 	e.mu.Lock()
 	seen, before := e.j.Seen, e.j.State
 	e.notice = ""

@@ -23,6 +23,7 @@ func (e *Engine) dryRun(ctx context.Context, o *order) (next *order) {
 		}
 	}
 	r.Ended = e.now()
+	e.recordEnd(o.by, m.Deployment, r.Phase, r.Reason)
 	e.o.Upstream.Event(m.Deployment, protocol.Event{Version: protocol.Version, Time: r.Ended, Phase: r.Phase, Reason: r.Reason})
 	e.report(r)
 	e.prune()

@@ -32,6 +32,7 @@ type rig struct {
 	dir, etc string
 	write    writer
 	steps    []string
+	records  []protocol.AuditRecord
 }
 
 func newRig(t *testing.T) *rig {
@@ -137,7 +138,11 @@ func (r *rig) start(killAt int) *life {
 	dead := false
 	n := 0
 	e, err := New(Options{Dir: r.dir, Node: nodeName, Verifier: r.verifier, Upstream: r.c, Host: agent{r.m, &dead}, Log: slog.New(slog.DiscardHandler),
-		Etc: r.etc, Roots: r.m.roots, Step: func(step string) {
+		Etc: r.etc, Roots: r.m.roots, Audit: func(a protocol.AuditRecord) {
+			r.m.mu.Lock()
+			defer r.m.mu.Unlock()
+			r.records = append(r.records, a)
+		}, Step: func(step string) {
 			r.m.mu.Lock()
 			r.steps = append(r.steps, step)
 			n++

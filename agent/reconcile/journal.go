@@ -68,6 +68,8 @@ type attempt struct {
 	Settle     int            `json:"settle"`  // seconds
 	Phase      protocol.Phase `json:"phase"`
 	Started    time.Time      `json:"started"`
+	User       string         `json:"user,omitempty"` // who signed the manifest
+	Role       protocol.Role  `json:"role,omitempty"`
 	Built      bool           `json:"built"`
 
 	Old        string   `json:"old,omitempty"`         // closure that ran before
@@ -90,6 +92,9 @@ type attempt struct {
 	NewUnits []string `json:"new_units,omitempty"`
 	Log      string   `json:"log,omitempty"`
 }
+
+// by is who signed the manifest.
+func (a *attempt) by() protocol.Identity { return protocol.Identity{Name: a.User, Role: a.Role} }
 
 // save writes the journal, bounded.
 func (j *journal) save(dir string, write writer) error {
@@ -136,8 +141,8 @@ func openJournal(dir, node string) (j journal, notice string, err error) {
 
 func parseJournal(data []byte) (journal, error) {
 	var j journal
+	// Fields that are not known are a newer agent's, which was rolled back while its attempt was under way.
 	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
 	if err := d.Decode(&j); err != nil {
 		return j, err
 	}

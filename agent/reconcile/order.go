@@ -24,6 +24,7 @@ type order struct {
 	digest string
 	doc    []byte
 	m      *protocol.Manifest
+	by     protocol.Identity
 }
 
 // mailbox holds the newest look for a desired state and the newest one for a dry run.
@@ -134,24 +135,31 @@ func (e *Engine) obtain(ctx context.Context, l protocol.Look) *order {
 	if e.refuse.has(digest, time.Now()) {
 		return nil
 	}
+	m, by, err := e.o.Verifier.Manifest(reply.Manifest, e.o.Node, time.Now())
 	if l.Digest != "" && l.Digest != digest {
 		e.refuse.add(l.Digest, time.Now().Add(refusedFor))
-		e.refuseOrder(digest, reply.Manifest, protocol.Refuse(protocol.Tampered, "the controller sent manifest %s in place of %s", digest, l.Digest))
-		return nil
+		if err == nil {
+			err = protocol.Refuse(protocol.Tampered, "the controller sent manifest %s in place of %s", digest, l.Digest)
+		}
 	}
-	m, id, err := e.o.Verifier.Manifest(reply.Manifest, e.o.Node, time.Now())
 	if err == nil && m.Mode != protocol.DryActivate && m.Serial <= seen {
-		if e.known(digest) {
+		if e.known(digest, m.Deployment) {
 			return nil
 		}
 		err = protocol.Refuse(protocol.Outdated, "serial %d is not above %d, which was seen before; deploy again", m.Serial, seen)
 	}
+	var deployment string
+	if m != nil {
+		deployment = m.Deployment
+	}
 	if err != nil {
+		e.record(by, deployment, digest, code(err), err.Error())
 		e.refuseOrder(digest, reply.Manifest, err)
 		return nil
 	}
-	e.o.Log.Info("a manifest arrived", "deployment", m.Deployment, "serial", m.Serial, "mode", m.Mode, "by", id.Name)
-	return &order{digest: digest, doc: reply.Manifest, m: m}
+	e.o.Log.Info("a manifest arrived", "deployment", deployment, "serial", m.Serial, "mode", m.Mode, "by", by.Name)
+	e.record(by, deployment, digest, "", "")
+	return &order{digest: digest, doc: reply.Manifest, m: m, by: by}
 }
 
 func (e *Engine) seen() uint64 {
@@ -160,11 +168,12 @@ func (e *Engine) seen() uint64 {
 	return e.j.Seen
 }
 
-// known tells whether a manifest is one that this node acted on, so that it is not reported as refused.
-func (e *Engine) known(digest string) bool {
+// known tells whether a manifest is one that this node acted on, so that it is not refused when it is
+// looked at once more.
+func (e *Engine) known(digest, deployment string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.j.Current != nil && e.j.Current.Digest == digest || e.j.Attempt != nil && e.j.Attempt.Digest == digest
+	return e.j.Current != nil && e.j.Current.Digest == digest || e.j.Attempt != nil && e.j.Attempt.Digest == digest || e.j.State.Deployment == deployment
 }
 
 // fetchManifest tries a few times: the controller may be on its way back.

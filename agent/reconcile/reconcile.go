@@ -80,9 +80,12 @@ type Options struct {
 	Changed func()           // the phase or its reason changed: beat now; may be nil
 	Step    func(string)     // after each journal write, before the act that it announces; may be nil
 	Account func(jwt string) // a newer account JWT came with a manifest: keep it; may be nil
-	Etc     string           // the node's source tree; "": /etc/nixos
-	Roots   string           // gc roots; "": nix.RootsDir
-	Cache   int64            // bytes; 0: DefaultCache
+	// Audit is given a record of each manifest that was accepted (no outcome yet), that was refused (its
+	// outcome is the refusal's code), and that ended ("ok" or protocol.Failed); may be nil.
+	Audit func(protocol.AuditRecord)
+	Etc   string // the node's source tree; "": /etc/nixos
+	Roots string // gc roots; "": nix.RootsDir
+	Cache int64  // bytes; 0: DefaultCache
 }
 
 // State is what the heartbeat tells: the newest manifest that the node accepted, and where it stands.

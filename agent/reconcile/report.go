@@ -115,6 +115,8 @@ func (e *Engine) end(a *attempt, phase protocol.Phase, reason string, generation
 	if !mayMove(a.Phase, phase) {
 		e.o.Log.Error("illegal end of an attempt", "from", a.Phase, "to", phase)
 	}
+	// Killed in between, the agent comes to the same end again: recorded twice is better than not at all.
+	e.recordEnd(a.by(), a.Deployment, phase, reason)
 	_ = e.update(string(phase), func(j *journal) {
 		if change != nil {
 			change(j)

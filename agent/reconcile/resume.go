@@ -101,7 +101,7 @@ func (e *Engine) neverStarted(ctx context.Context, a *attempt) {
 func (e *Engine) startOver(a *attempt) {
 	_ = e.update(string(protocol.Accepted), func(j *journal) {
 		*a = attempt{Digest: a.Digest, Serial: a.Serial, Deployment: a.Deployment, Mode: a.Mode, Timeout: a.Timeout, Settle: a.Settle,
-			Phase: protocol.Accepted, Started: a.Started}
+			Phase: protocol.Accepted, Started: a.Started, User: a.User, Role: a.Role}
 		j.State = State{Serial: a.Serial, Deployment: a.Deployment, Phase: a.Phase}
 	})
 }
