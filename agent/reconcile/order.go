@@ -82,9 +82,18 @@ func (b *mailbox) wait(ctx context.Context) (protocol.Look, bool) {
 }
 
 // refused remembers manifests that were not accepted, so that a beat every few seconds does not fetch
-// and report them again. Only Run's goroutine uses it.
+// and report them again. What was refused under one account JWT may be good under another, so a change of
+// it, by whatever way it came, makes it forget. Only Run's goroutine uses it.
 type refused struct {
-	until map[string]time.Time // by digest
+	account string               // JWT under which they were refused
+	until   map[string]time.Time // by digest
+}
+
+// under makes it forget where the account is another one than before.
+func (r *refused) under(account string) {
+	if r.account != account {
+		r.account, r.until = account, nil
+	}
 }
 
 func (r *refused) add(digest string, until time.Time) {
@@ -96,7 +105,7 @@ func (r *refused) add(digest string, until time.Time) {
 
 func (r *refused) has(digest string, now time.Time) bool { return now.Before(r.until[digest]) }
 
-// takeAccount hands a newer account JWT to the verifier. What was refused may be good by it.
+// takeAccount hands a newer account JWT to the verifier.
 func (e *Engine) takeAccount(token string) {
 	if token == "" {
 		return
@@ -105,17 +114,15 @@ func (e *Engine) takeAccount(token string) {
 	if err != nil {
 		e.o.Log.Warn("an account JWT was not accepted", "error", err)
 	}
-	if changed {
-		e.refuse.until = nil
-		if e.o.Account != nil {
-			e.o.Account(token)
-		}
+	if changed && e.o.Account != nil {
+		e.o.Account(token)
 	}
 }
 
 // obtain fetches and verifies the manifest that a look is about; nil where there is nothing to do.
 func (e *Engine) obtain(ctx context.Context, l protocol.Look) *order {
 	e.takeAccount(l.Account)
+	e.refuse.under(e.o.Verifier.Account())
 	seen := e.seen()
 	if l.Serial != 0 && l.Serial <= seen || l.Digest != "" && e.refuse.has(l.Digest, time.Now()) {
 		return nil
@@ -128,6 +135,8 @@ func (e *Engine) obtain(ctx context.Context, l protocol.Look) *order {
 		return nil
 	}
 	e.takeAccount(reply.Account)
+	// Asked before it is judged: one that changes meanwhile is another one at the next look.
+	e.refuse.under(e.o.Verifier.Account())
 	if len(reply.Manifest) == 0 {
 		return nil
 	}

@@ -142,6 +142,41 @@ func TestRevokedDeployer(t *testing.T) {
 	})
 }
 
+// A deployer that an account JWT makes good again, by whatever way it came, is not refused from memory.
+func TestAccountChangedElsewhere(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		key, err := r.signer.Key.PublicKey()
+		must(t, err)
+		look := r.publish(r.manifest(1, protocol.Switch, good))
+		time.Sleep(time.Hour)
+		revoked, err := r.keys.Publish(map[string]time.Time{key: time.Now()})
+		must(t, err)
+		_, err = r.verifier.SetAccount(revoked.AccountJWT)
+		must(t, err)
+		l := r.start(0)
+		defer l.stop()
+		l.Look(look)
+		time.Sleep(20 * time.Second)
+		if s := l.State(); s.Serial != 0 || !strings.Contains(s.Reason, "revoked") {
+			t.Fatalf("state %+v", s)
+		}
+		asked := r.asked()
+		l.Look(look)
+		time.Sleep(20 * time.Second)
+		if r.asked() != asked {
+			t.Error("a refused manifest was fetched again")
+		}
+		again, err := r.keys.Publish(nil)
+		must(t, err)
+		_, err = r.verifier.SetAccount(again.AccountJWT)
+		must(t, err)
+		l.Look(look)
+		if s := l.settle(1); s.Phase != protocol.Confirmed {
+			t.Errorf("state %+v", s)
+		}
+	})
+}
+
 func TestHostileBlobs(t *testing.T) {
 	w, err := zstd.NewWriter(nil)
 	must(t, err)
