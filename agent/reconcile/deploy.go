@@ -200,7 +200,8 @@ func (e *Engine) decide(ctx context.Context, a *attempt, closure string) error {
 	q, bad := e.j.Quarantine[closure]
 	e.mu.Unlock()
 	if bad {
-		return fmt.Errorf("this closure was rolled back from in deployment %s (%s); release it here to let it be tried again", q.Deployment, q.Reason)
+		return fmt.Errorf("in quarantine: this closure was rolled back from in deployment %s (%s); `nix-infra node release %s` lets it be tried again",
+			q.Deployment, q.Reason, e.o.Node)
 	}
 	if err := errors.Join(nix.SetRoot(e.o.Roots, rootNew, a.New), nix.SetRoot(e.o.Roots, rootOld, a.Old)); err != nil {
 		return err

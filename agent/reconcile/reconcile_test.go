@@ -76,7 +76,8 @@ func TestGoesBack(t *testing.T) {
 
 				// The same closure is not tried again before it is released.
 				l.Look(r.publish(r.manifest(2, protocol.Switch, content)))
-				if s := l.settle(2); s.Phase != protocol.FailedPhase || !strings.Contains(s.Reason, "d-1-"+content) {
+				if s := l.settle(2); s.Phase != protocol.FailedPhase ||
+					!strings.Contains(s.Reason, "in quarantine") || !strings.Contains(s.Reason, "d-1-"+content) || !strings.Contains(s.Reason, "node release n1") {
 					t.Errorf("quarantine: state %+v", s)
 				}
 				must(t, l.Release(store(content)))
