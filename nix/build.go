@@ -98,7 +98,7 @@ func Build(ctx context.Context, r BuildRequest) (string, error) {
 	c.Stdout = out
 	log := &lines{each: r.Log}
 	c.Stderr = log
-	err = c.Run()
+	err = run(c)
 	log.flush()
 	if ctx.Err() != nil {
 		return "", fmt.Errorf("the build was stopped: %w", context.Cause(ctx))

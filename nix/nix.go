@@ -80,6 +80,27 @@ func LookPath(program string) (string, error) {
 	return "", fmt.Errorf("%s is not installed: looked in %s", program, SearchPath())
 }
 
+// run runs a command as one that the kernel may end where memory runs out. A service such as an agent is
+// kept from that, and what it starts would be, too: what fills the memory could then be nothing but what
+// matters.
+func run(c *exec.Cmd) error {
+	if err := c.Start(); err != nil {
+		return err
+	}
+	lift(c.Process.Pid)
+	return c.Wait()
+}
+
+// lift takes the protection that a child inherited from it. Without one, or where the child is gone, there
+// is nothing to do.
+func lift(pid int) {
+	const file = "oom_score_adj"
+	own, err := os.ReadFile("/proc/self/" + file)
+	if err == nil && strings.HasPrefix(string(own), "-") {
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, file), []byte("0"), 0) // more is always allowed
+	}
+}
+
 // command prepares a program for a run that ends with ctx: SIGTERM to its whole process group, and
 // SIGKILL after stopGrace.
 func command(ctx context.Context, program string, args ...string) (*exec.Cmd, error) {

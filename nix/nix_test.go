@@ -56,6 +56,31 @@ func TestBuild(t *testing.T) {
 	}
 }
 
+// The agent's protection from the kernel's memory killer is not that of what it builds.
+func TestBuildIsNotProtected(t *testing.T) {
+	const own = "/proc/self/oom_score_adj"
+	before, err := os.ReadFile(own)
+	if err != nil {
+		t.Skip("not on Linux: ", err)
+	}
+	if err := os.WriteFile(own, []byte("-7"), 0); err != nil {
+		t.Skip("only a privileged process can protect itself: ", err)
+	}
+	defer func() {
+		if err := os.WriteFile(own, before, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	fakeNix(t, `for i in 1 2 3 4 5 6 7 8 9 10; do read -r adj </proc/self/oom_score_adj; [ "$adj" = 0 ] && break; sleep 0.1; done; echo "adj $adj" >&2; echo /nix/store/`+hash+`-sys`)
+	var log []string
+	if _, err := Build(t.Context(), BuildRequest{Dir: "/tmp/x", Attr: "a", Log: func(l string) { log = append(log, l) }}); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(log) != "[adj 0]" {
+		t.Errorf("log %q", log)
+	}
+}
+
 func TestBuildFails(t *testing.T) {
 	for name, c := range map[string]struct{ script, want string }{
 		"evaluation": {`echo "error: first" >&2; echo "  error:   undefined   variable 'x'" >&2; echo "at line 3" >&2; exit 1`, "the build failed: undefined variable 'x'"},

@@ -83,7 +83,7 @@ func SetProfile(ctx context.Context, storePath string) error {
 	}
 	log := &lines{}
 	c.Stdout, c.Stderr = log, log
-	if err := c.Run(); err != nil {
+	if err := run(c); err != nil {
 		log.flush()
 		return fmt.Errorf("can't set %s to %s (%v): %s", SystemProfile, storePath, err, oneLine(strings.Join(log.tail, " ")))
 	}
