@@ -2,16 +2,18 @@ package controller
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nkeys"
 
+	"github.com/nix-infra/nix-infra/controller/store"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-// Bounds of an answer, well below protocol.MaxMessage.
+// Bounds of an answer, well below protocol.MaxMessage: one node may come on top of the bytes.
 const (
 	maxListed      = 500
 	maxListedBytes = 1 << 20
@@ -142,61 +144,71 @@ func (t *term) listDeployments(_ context.Context, order *protocol.Verified) (any
 }
 
 func (t *term) showDeployment(ctx context.Context, order *protocol.Verified) (any, error) {
-	r, err := payload[protocol.NameRequest](order)
+	q, err := payload[protocol.DeploymentQuery](order)
 	if err != nil {
 		return nil, err
 	}
-	d, ok := t.summary(r.Name)
+	d, ok := t.summary(q.ID)
 	if !ok {
-		return nil, protocol.Refuse(protocol.Unknown, "deployment %s is not on record (any more)", short(r.Name, 64))
+		return nil, protocol.Refuse(protocol.Unknown, "deployment %s is not on record (any more)", short(q.ID, 64))
 	}
-	entries, err := t.c.store.Entries(ctx, d.ID)
-	if err != nil {
-		return nil, err
-	}
-	d.Nodes = make(map[string]protocol.NodeResult, len(entries))
-	t.fleet.mu.RLock()
-	kept := t.fleet.deployments[d.ID]
-	for node, e := range entries {
-		result := protocol.NodeResult{Serial: e.Serial, Report: e.Report}
-		if kept != nil {
-			result.Phase, result.Superseded = t.progress(kept, node, partOf(e, 0))
+	entry := func(node string) (store.Entry, bool, error) { return t.c.store.Entry(ctx, d.ID, node) }
+	if len(q.Names) == 0 {
+		all, err := t.c.store.Entries(ctx, d.ID)
+		if err != nil {
+			return nil, err
 		}
-		d.Nodes[node] = result
+		entry = func(node string) (store.Entry, bool, error) { e, ok := all[node]; return e, ok, nil }
 	}
-	t.fleet.mu.RUnlock()
-	return fit(d), nil
-}
-
-// fit leaves out what is least missed until the answer is small enough: logs, then all of the reports
-// but their reason. Each place says so.
-func fit(d protocol.Deployment) protocol.Deployment {
-	const left = "(left out: the answer would be too large)"
-	trims := []func(*protocol.Report) *protocol.Report{
-		func(r *protocol.Report) *protocol.Report {
-			if r.Log != "" {
-				r.Log = left
-			}
-			return r
-		},
-		func(r *protocol.Report) *protocol.Report {
-			return &protocol.Report{Version: r.Version, Deployment: r.Deployment, Serial: r.Serial, Mode: r.Mode, Phase: r.Phase,
-				Reason: short(r.Reason, 80), Started: r.Started, Ended: r.Ended, Log: left}
-		},
-		func(*protocol.Report) *protocol.Report { return nil },
-	}
-	for _, trim := range trims {
-		if len(protocol.Encode(d)) <= maxShownBytes {
+	d.Nodes = map[string]protocol.NodeResult{}
+	last, size := "", 0
+	for _, node := range t.fleet.nodesOf(q) {
+		if size > maxShownBytes {
+			d.Next = last
 			break
 		}
-		for node, n := range d.Nodes {
-			if n.Report != nil {
-				n.Report = trim(n.Report)
-				d.Nodes[node] = n
-			}
+		e, ok, err := entry(node)
+		if err != nil {
+			return nil, err
 		}
+		if !ok {
+			continue
+		}
+		r := t.result(d.ID, node, e)
+		if q.Brief && r.Report != nil {
+			r.Report.Log, r.Report.FailedUnits = "", nil
+		}
+		d.Nodes[node] = r
+		last, size = node, size+len(node)+len(protocol.Encode(r))
 	}
-	return d
+	return d, nil
+}
+
+// nodesOf are the nodes that a query asks for, sorted.
+func (f *fleet) nodesOf(q protocol.DeploymentQuery) []string {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	d := f.deployments[q.ID]
+	if d == nil {
+		return nil
+	}
+	names := slices.Collect(maps.Keys(d.parts))
+	if len(q.Names) > 0 {
+		names = slices.DeleteFunc(slices.Clone(q.Names), func(n string) bool { _, has := d.parts[n]; return !has })
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return n <= q.After })
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (t *term) result(deployment, node string, e store.Entry) protocol.NodeResult {
+	r := protocol.NodeResult{Serial: e.Serial, Report: e.Report}
+	t.fleet.mu.RLock()
+	defer t.fleet.mu.RUnlock()
+	if d := t.fleet.deployments[deployment]; d != nil {
+		r.Phase, r.Superseded = t.progress(d, node, partOf(e, 0))
+	}
+	return r
 }
 
 func (t *term) putNode(ctx context.Context, order *protocol.Verified) (any, error) {

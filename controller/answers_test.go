@@ -2,40 +2,61 @@ package controller
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nix-infra/nix-infra/controller/store"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-func TestFitLeavesOutLogsFirst(t *testing.T) {
+// However many nodes fail with long logs, all of it can be had, a part at a time.
+func TestLargeDeploymentIsShownInParts(t *testing.T) {
 	t.Parallel()
-	fleet := func(nodes, log int) protocol.Deployment {
-		d := protocol.Deployment{ID: "d1", Nodes: map[string]protocol.NodeResult{}}
-		for i := range nodes {
-			d.Nodes[fmt.Sprintf("n%d", i)] = protocol.NodeResult{Phase: protocol.FailedPhase, Serial: 1,
-				Report: &protocol.Report{Deployment: "d1", Phase: protocol.FailedPhase, Reason: "it broke", Log: strings.Repeat("x", log),
-					Before: strings.Repeat("b", 90), Closure: strings.Repeat("c", 90)}}
+	const nodes = 200
+	r := startRig(t)
+	admin := r.person("anna", protocol.Admin)
+	items := map[string]store.Entry{}
+	for i := range nodes {
+		items[fmt.Sprintf("n%03d", i)] = store.Entry{Serial: 1, Digest: protocol.Digest(nil)}
+	}
+	current := r.c.current.Load()
+	d := store.Deployment{ID: "d1", By: "anna", Created: time.Now(), Mode: protocol.Switch}
+	must(t, current.lead.Release(t.Context(), d, items))
+	for node, e := range items {
+		e.Report = &protocol.Report{Deployment: "d1", Serial: 1, Phase: protocol.FailedPhase, Reason: "it broke",
+			Log: strings.Repeat("x", protocol.MaxReportLog), FailedUnits: []string{"a.service"}}
+		must(t, current.lead.PutEntry(t.Context(), "d1", node, e))
+		items[node] = e
+	}
+	current.fleet.released(d, items)
+
+	all := func(q protocol.DeploymentQuery) (parts int, results map[string]protocol.NodeResult) {
+		results = map[string]protocol.NodeResult{}
+		for q.ID = "d1"; parts == 0 || q.After != ""; parts++ {
+			d := asked[protocol.Deployment](t, admin, protocol.ShowDeployment, q)
+			if n := len(protocol.Encode(d)); n > maxShownBytes+64<<10 || d.Count[protocol.FailedPhase] != nodes {
+				t.Fatalf("a part has %d bytes, and counts %v", n, d.Count)
+			}
+			maps.Copy(results, d.Nodes)
+			q.After = d.Next
 		}
-		return fit(d)
+		return parts, results
 	}
-	if d := fleet(10, 1000); d.Nodes["n3"].Report.Log[0] != 'x' {
-		t.Error("a small answer was cut")
+	if parts, got := all(protocol.DeploymentQuery{}); parts != 2 || len(got) != nodes || len(got["n199"].Report.Log) != protocol.MaxReportLog {
+		t.Errorf("%d nodes in %d parts", len(got), parts)
 	}
-	d := fleet(1000, protocol.MaxReportLog)
-	if r := d.Nodes["n3"].Report; !strings.Contains(r.Log, "left out") || r.Before == "" {
-		t.Errorf("%+v", r)
+	parts, got := all(protocol.DeploymentQuery{Brief: true})
+	if b := got["n007"].Report; parts != 1 || len(got) != nodes || b.Log != "" || b.FailedUnits != nil || b.Reason == "" {
+		t.Errorf("in brief: %d nodes in %d parts, %+v", len(got), parts, b)
 	}
-	d = fleet(8000, 300)
-	if r := d.Nodes["n3"].Report; r == nil || r.Reason == "" || r.Before != "" {
-		t.Errorf("%+v", r)
+	parts, got = all(protocol.DeploymentQuery{Names: []string{"n007", "nobody", "n003", "n007"}})
+	if parts != 1 || len(got) != 2 || got["n007"].Report.Log == "" || got["n003"].Report == nil {
+		t.Errorf("by name: %d nodes in %d parts", len(got), parts)
 	}
-	for _, nodes := range []int{8000, 20_000} {
-		if n := len(protocol.Encode(fleet(nodes, 300))); n > maxShownBytes {
-			t.Errorf("%d nodes take %d bytes", nodes, n)
-		}
-	}
+	_, err := admin.ask(protocol.ShowDeployment, protocol.DeploymentQuery{ID: "d9"})
+	wantCode(t, err, protocol.Unknown)
 }
 
 func TestPaceSlowsDownInARush(t *testing.T) {

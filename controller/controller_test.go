@@ -37,19 +37,19 @@ func TestDeployAndShow(t *testing.T) {
 
 	n1.beat(t, protocol.Beat{Interval: 10, Serial: 5, Deployment: "d1", Phase: protocol.Building})
 	eventually(t, "n1 builds", func() bool {
-		d := asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.NameRequest{Name: "d1"})
+		d := asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.DeploymentQuery{ID: "d1"})
 		return d.Nodes["n1"].Phase == protocol.Building && d.Nodes["n2"].Phase == ""
 	})
 	report := protocol.Report{Version: 1, Deployment: "d1", Serial: 5, Mode: protocol.Switch, Phase: protocol.RolledBack, Ended: time.Now(), Log: "boom"}
 	_, err = n2.ask(protocol.UpReport, report)
 	must(t, err)
-	d := asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.NameRequest{Name: "d1"})
+	d := asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.DeploymentQuery{ID: "d1"})
 	if d.Count[protocol.RolledBack] != 1 || d.Count[protocol.Building] != 1 || d.Nodes["n2"].Report.Log != "boom" || d.By != "anna" {
 		t.Fatalf("%+v", d)
 	}
 
 	admin.deploy(t, "d2", 6, "n1")
-	d = asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.NameRequest{Name: "d1"})
+	d = asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.DeploymentQuery{ID: "d1"})
 	if d.Nodes["n1"].Superseded != "d2" || d.Nodes["n2"].Superseded != "" {
 		t.Fatalf("superseded: %+v", d.Nodes)
 	}

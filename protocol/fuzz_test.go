@@ -82,14 +82,17 @@ func FuzzBlobPieces(f *testing.F) {
 	one := BlobPiece{Digest: Digest(nil), Size: 3, Offset: 1, Data: []byte("x")}
 	fuzzDecode[BlobPieces](f, BlobPieces{[]BlobPiece{one, {Digest: Digest(nil)}}}, BlobPieces{}, BlobPieces{[]BlobPiece{{Digest: "x"}}})
 }
-func FuzzDigestList(f *testing.F)     { fuzzDecode[DigestList](f, DigestList{Digests: []string{"x"}}) }
-func FuzzNodeRecord(f *testing.F)     { fuzzDecode[NodeRecord](f, NodeRecord{Name: "n1"}) }
-func FuzzNodeList(f *testing.F)       { fuzzDecode[NodeList](f, NodeList{Nodes: []NodeState{{}}}) }
-func FuzzPage(f *testing.F)           { fuzzDecode[Page](f, Page{After: "n1"}) }
-func FuzzTagsRequest(f *testing.F)    { fuzzDecode[TagsRequest](f, TagsRequest{Node: "n1"}) }
-func FuzzNameRequest(f *testing.F)    { fuzzDecode[NameRequest](f, NameRequest{Name: "n1"}) }
-func FuzzDeployRequest(f *testing.F)  { fuzzDecode[DeployRequest](f, DeployRequest{Deployment: "d"}) }
-func FuzzDeployment(f *testing.F)     { fuzzDecode[Deployment](f, Deployment{ID: "d"}) }
+func FuzzDigestList(f *testing.F)    { fuzzDecode[DigestList](f, DigestList{Digests: []string{"x"}}) }
+func FuzzNodeRecord(f *testing.F)    { fuzzDecode[NodeRecord](f, NodeRecord{Name: "n1"}) }
+func FuzzNodeList(f *testing.F)      { fuzzDecode[NodeList](f, NodeList{Nodes: []NodeState{{}}}) }
+func FuzzPage(f *testing.F)          { fuzzDecode[Page](f, Page{After: "n1"}) }
+func FuzzTagsRequest(f *testing.F)   { fuzzDecode[TagsRequest](f, TagsRequest{Node: "n1"}) }
+func FuzzNameRequest(f *testing.F)   { fuzzDecode[NameRequest](f, NameRequest{Name: "n1"}) }
+func FuzzDeployRequest(f *testing.F) { fuzzDecode[DeployRequest](f, DeployRequest{Deployment: "d"}) }
+func FuzzDeployment(f *testing.F)    { fuzzDecode[Deployment](f, Deployment{ID: "d"}) }
+func FuzzDeploymentQuery(f *testing.F) {
+	fuzzDecode[DeploymentQuery](f, DeploymentQuery{ID: "d", Brief: true, Names: []string{"n1"}})
+}
 func FuzzDeploymentList(f *testing.F) { fuzzDecode[DeploymentList](f, DeploymentList{}) }
 func FuzzAuditRecord(f *testing.F)    { fuzzDecode[AuditRecord](f, AuditRecord{Version: 1}) }
 func FuzzEnrolRequest(f *testing.F)   { fuzzDecode[EnrolRequest](f, EnrolRequest{Version: 1}) }

@@ -269,6 +269,15 @@ type NameRequest struct {
 	Name string `json:"name"`
 }
 
+// DeploymentQuery is ShowDeployment's. The answer has as many nodes as fit, in order of name; its Next
+// is the next After, and "" ends.
+type DeploymentQuery struct {
+	ID    string   `json:"id"`
+	Brief bool     `json:"brief,omitempty"` // without what makes reports long: Log and FailedUnits
+	Names []string `json:"names,omitempty"` // only these nodes
+	After string   `json:"after,omitempty"`
+}
+
 // DigestList is MissingBlobs' request (which of these?) and answer (these).
 type DigestList struct {
 	Digests []string `json:"digests"`
@@ -363,6 +372,7 @@ type Deployment struct {
 	Mode    Mode                  `json:"mode"`
 	Count   map[Phase]int         `json:"count"` // nodes by phase; "" is pending
 	Nodes   map[string]NodeResult `json:"nodes,omitempty"`
+	Next    string                `json:"next,omitempty"` // the name after which the next nodes are asked for
 }
 
 // NodeResult is how far a node is with a deployment. Report is nil until it ended.

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -187,10 +188,25 @@ func (c *Client) Watch(deployment string, each func(node string, e protocol.Even
 	return func() { once.Do(func() { sub.Unsubscribe() }) }, nil
 }
 
-// Deployment is how far a deployment is.
-func (c *Client) Deployment(ctx context.Context, id string) (*protocol.Deployment, error) {
-	var d protocol.Deployment
-	return &d, c.Controller(ctx, protocol.ShowDeployment, protocol.NameRequest{Name: id}, &d)
+// Deployment is how far a deployment is, on all of the nodes that q asks for. It comes in parts, each
+// of which is as of its own moment.
+func (c *Client) Deployment(ctx context.Context, q protocol.DeploymentQuery) (*protocol.Deployment, error) {
+	nodes := map[string]protocol.NodeResult{}
+	for {
+		var d protocol.Deployment
+		if err := c.Controller(ctx, protocol.ShowDeployment, q, &d); err != nil {
+			return nil, err
+		}
+		maps.Copy(nodes, d.Nodes)
+		if d.Next == "" {
+			d.Nodes = nodes
+			return &d, nil
+		}
+		if d.Next <= q.After {
+			return nil, fmt.Errorf("the controller's answer about deployment %s does not advance past %q", q.ID, q.After)
+		}
+		q.After = d.Next
+	}
 }
 
 // Deployments lists the newest deployments, at most limit of them (0: all).

@@ -133,7 +133,7 @@ func (a *app) deploymentCommand() *cobra.Command {
 				return err
 			}
 			defer session.Close()
-			d, err := session.Deployment(c.Context(), args[0])
+			d, err := session.Deployment(c.Context(), protocol.DeploymentQuery{ID: args[0], Brief: !log})
 			if err != nil {
 				return err
 			}
@@ -141,7 +141,7 @@ func (a *app) deploymentCommand() *cobra.Command {
 			return nil
 		},
 	}
-	show.Flags().BoolVar(&log, "log", false, "print the end of each node's log, too")
+	show.Flags().BoolVar(&log, "log", false, "print the failed units and the end of each node's log, too")
 	c.AddCommand(show)
 	return c
 }
@@ -165,14 +165,21 @@ func (a *app) showDeployment(d *protocol.Deployment, log bool) {
 		if r.Seconds > 0 {
 			took = (time.Duration(r.Seconds * float64(time.Second))).Round(100 * time.Millisecond).String()
 		}
-		row := ui.Text(n, r.Outcome, number(r.Serial), shortClosure(r.Closure), took, strings.Join(r.FailedUnits, " "), r.Reason)
-		row[1].Colour, row[5].Colour = stateColour(r.Outcome), ui.Red
+		row := ui.Text(n, r.Outcome, number(r.Serial), shortClosure(r.Closure), took, r.Reason, strings.Join(r.FailedUnits, " "))
+		row[1].Colour, row[6].Colour = stateColour(r.Outcome), ui.Red
+		if !log {
+			row = row[:6]
+		}
 		rows = append(rows, row)
 	}
 	if a.json {
 		return
 	}
-	a.out.Table([]string{"NODE", "OUTCOME", "SERIAL", "CLOSURE", "TOOK", "FAILED UNITS", "REASON"}, rows)
+	heading := []string{"NODE", "OUTCOME", "SERIAL", "CLOSURE", "TOOK", "REASON", "FAILED UNITS"}
+	if !log {
+		heading = heading[:6]
+	}
+	a.out.Table(heading, rows)
 	if log {
 		for _, n := range names {
 			if r := d.Nodes[n].Report; r != nil && r.Log != "" {

@@ -163,7 +163,36 @@ func (w *watch) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.fetchDetails(ctx)
 	return w.summary()
+}
+
+// fetchDetails asks, once, for what polling leaves out and the summary shows: the logs of those that
+// failed and of a dry run, and for programs everything.
+func (w *watch) fetchDetails(ctx context.Context) {
+	w.mu.Lock()
+	var names []string
+	for name, f := range w.nodes {
+		if r := f.result.Report; r != nil && (w.json || !r.Phase.Succeeded() || w.p.request.Mode == protocol.DryActivate) {
+			names = append(names, name)
+		}
+	}
+	w.mu.Unlock()
+	if len(names) == 0 {
+		return
+	}
+	d, err := w.s.Deployment(ctx, protocol.DeploymentQuery{ID: w.p.request.Deployment, Names: names})
+	if err != nil {
+		w.note("the logs are missing here, nix-infra deployment show %s --log has them: %s", w.p.request.Deployment, message(err))
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, r := range d.Nodes {
+		if f := w.nodes[name]; f != nil && r.Report != nil {
+			f.result.Report = r.Report
+		}
+	}
 }
 
 func (w *watch) follow(ctx context.Context) error {
@@ -209,7 +238,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 // poll takes over how the controller's record stands. That it does not answer for a while, because it
 // is being restarted, changes nothing about the deployment; a refusal does.
 func (w *watch) poll(ctx context.Context) error {
-	d, err := w.s.Deployment(ctx, w.p.request.Deployment)
+	d, err := w.s.Deployment(ctx, protocol.DeploymentQuery{ID: w.p.request.Deployment, Brief: true})
 	var refused *protocol.Refusal
 	switch {
 	case errors.As(err, &refused):

@@ -97,16 +97,7 @@ func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 	case protocol.Deploy:
 		return nil, f.deploy(o)
 	case protocol.ShowDeployment:
-		r, err := protocol.Decode[protocol.NameRequest](o.Payload)
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range f.deployments {
-			if d.ID == r.Name {
-				return d, nil
-			}
-		}
-		return nil, protocol.Refuse(protocol.Unknown, "there is no deployment %q", r.Name)
+		return f.showDeployment(o.Payload)
 	case protocol.ListDeployments:
 		var list protocol.DeploymentList
 		for _, d := range slices.Backward(f.deployments) {
@@ -143,6 +134,41 @@ func (f *Fleet) listNodes(payload []byte) (any, error) {
 		list.Nodes = append(list.Nodes, *f.records[name])
 	}
 	return list, nil
+}
+
+func (f *Fleet) showDeployment(payload []byte) (any, error) {
+	q, err := protocol.Decode[protocol.DeploymentQuery](payload)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(f.deployments, func(d *protocol.Deployment) bool { return d.ID == q.ID })
+	if i < 0 {
+		return nil, protocol.Refuse(protocol.Unknown, "there is no deployment %q", q.ID)
+	}
+	d := *f.deployments[i]
+	var nodes []string
+	for name := range d.Nodes {
+		if name > q.After && (len(q.Names) == 0 || slices.Contains(q.Names, name)) {
+			nodes = append(nodes, name)
+		}
+	}
+	slices.Sort(nodes)
+	if len(nodes) > pageSize {
+		nodes = nodes[:pageSize]
+		d.Next = nodes[pageSize-1]
+	}
+	all := d.Nodes
+	d.Nodes = map[string]protocol.NodeResult{}
+	for _, name := range nodes {
+		r := all[name]
+		if q.Brief && r.Report != nil {
+			brief := *r.Report
+			brief.Log, brief.FailedUnits = "", nil
+			r.Report = &brief
+		}
+		d.Nodes[name] = r
+	}
+	return d, nil
 }
 
 func (f *Fleet) putBlobs(payload []byte) error {
