@@ -114,6 +114,62 @@ func TestDeployToOfflineNodes(t *testing.T) {
 	}
 }
 
+// A node that was just switched off still counts as online, and one may go while it builds.
+func TestDeployToNodesThatGo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for nodes that don't come")
+	}
+	for name, c := range map[string]struct {
+		goes   func(*fleettest.Node)
+		within time.Duration
+	}{
+		"before it":       {(*fleettest.Node).Silence, silentAfter + 7*time.Second},
+		"while it builds": {func(n *fleettest.Node) { n.Script(fleettest.Script{Dies: protocol.Building}) }, onlineEvery + lostGrace + 7*time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, f := newFleet(t)
+			f.Add("web1")
+			c.goes(f.Add("web2"))
+			started := time.Now()
+			r := s.run("deploy", "all")
+			if took := time.Since(started); took > c.within {
+				t.Errorf("it waited for %s", took)
+			}
+			if r.status != Unanswered || !strings.Contains(r.stderr, "offline: web2 (pending, until they come back)") || !strings.Contains(r.out, "1 confirmed") {
+				t.Errorf("status %d\n%s%s", r.status, r.out, r.stderr)
+			}
+			if f.Record("web2").Desired == nil {
+				t.Error("nothing is wanted of it")
+			}
+		})
+	}
+}
+
+func TestWhoIsWaitedFor(t *testing.T) {
+	now := time.Now()
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
+	const perNode = time.Minute
+	for name, c := range map[string]struct {
+		f    follow
+		want bool
+	}{
+		"works":                   {follow{awaited: true, phase: protocol.Building, beatAt: ago(time.Hour)}, true},
+		"settled":                 {follow{awaited: true, settled: true}, false},
+		"was off all the time":    {follow{beatAt: now, lostAt: ago(time.Second)}, false},
+		"pending, just beat":      {follow{awaited: true, beatAt: ago(time.Second)}, true},
+		"pending, silent":         {follow{awaited: true, beatAt: ago(silentAfter)}, false},
+		"lost a moment ago":       {follow{awaited: true, phase: protocol.Building, lostAt: ago(time.Second)}, true},
+		"lost while it built":     {follow{awaited: true, phase: protocol.Building, lostAt: ago(lostGrace)}, false},
+		"lost while it switches":  {follow{awaited: true, phase: protocol.Activating, lostAt: ago(lostGrace)}, true},
+		"should have rolled back": {follow{awaited: true, phase: protocol.Checking, lostAt: ago(perNode)}, false},
+	} {
+		c.f.silence = silentAfter
+		if got := c.f.waitedFor(now, perNode); got != c.want {
+			t.Errorf("%s: waited for: %v", name, got)
+		}
+	}
+}
+
 func TestDeployJSON(t *testing.T) {
 	s, f := newFleet(t)
 	f.Add("web1").Script(fleettest.Script{Lines: []string{"one", "two"}})

@@ -15,7 +15,9 @@ import (
 const (
 	pollEvery   = 1500 * time.Millisecond // how things really are
 	pollSoonest = 200 * time.Millisecond  // after an event that says something ended
-	onlineEvery = 5 * time.Second
+	onlineEvery = 3 * time.Second
+	silentAfter = 15 * time.Second // without a beat, a node that has not accepted is off, whatever the controller thinks yet
+	lostGrace   = 10 * time.Second // for a node that the controller calls lost to show up again
 	reportGrace = 5 * time.Second  // between a node's last beat about a deployment and its report
 	slack       = 90 * time.Second // for what is not the node's work: heartbeats, reconnects
 	keptLines   = 40               // of a node's build log, for when it fails
@@ -29,7 +31,7 @@ type watch struct {
 	s        *session
 	p        *plan
 	verbose  bool
-	perNode  time.Duration // for which a lost node may still come back by itself
+	perNode  time.Duration // for which a node that is lost while it switches may still come back by itself
 	deadline time.Duration
 	live     *ui.Live
 	hurry    chan struct{} // somebody ended: look now
@@ -46,6 +48,9 @@ type follow struct {
 	lines   []string
 	awaited bool      // it was online at some time, so that its end is waited for
 	lostAt  time.Time // since when it is offline, zero while it is online
+	beat    time.Time // its last one, by the controller's clock
+	beatAt  time.Time // when that was first seen here
+	silence time.Duration
 	endedAt time.Time // when its end was first seen
 	result  protocol.NodeResult
 	settled bool
@@ -57,7 +62,15 @@ func newWatch(a *app, s *session, p *plan, o deployOptions) *watch {
 	w := &watch{app: a, s: s, p: p, verbose: o.verbose, hurry: make(chan struct{}, 1), nodes: map[string]*follow{},
 		perNode: o.timeout + slack, deadline: o.build + o.timeout + slack}
 	for i := range p.items {
-		w.nodes[p.items[i].node.Name] = &follow{awaited: p.items[i].node.Online}
+		n := &p.items[i].node
+		f := &follow{awaited: n.Online, beatAt: time.Now(), silence: silentAfter}
+		if n.LastSeen != nil {
+			f.beat = *n.LastSeen
+		}
+		if n.Beat != nil { // its interval is its own choice
+			f.silence = max(f.silence, time.Duration(n.Beat.Interval)*time.Second*3/2)
+		}
+		w.nodes[n.Name] = f
 	}
 	w.mu.Lock()
 	return w
@@ -91,6 +104,36 @@ type progressDocument struct {
 	Lines      []string       `json:"lines"`
 	Time       time.Time      `json:"time"`
 }
+
+// waitedFor tells whether a node is expected to end the deployment soon. One that was off all the time
+// is not; one that went is, for as long as it may come back by itself: while it switches, until it would
+// have rolled back.
+func (f *follow) waitedFor(now time.Time, perNode time.Duration) bool {
+	switch {
+	case f.settled || !f.awaited || f.silent(now):
+		return false
+	case f.lostAt.IsZero():
+		return true
+	case f.switching():
+		return now.Sub(f.lostAt) < perNode
+	}
+	return now.Sub(f.lostAt) < lostGrace
+}
+
+// silent tells whether a node that has not accepted yet does not beat any more: it was switched off or
+// cut off a moment ago, and the controller has not noticed yet.
+func (f *follow) silent(now time.Time) bool { return f.phase == "" && now.Sub(f.beatAt) >= f.silence }
+
+func (f *follow) switching() bool {
+	switch f.phase {
+	case protocol.Activating, protocol.Checking, protocol.Confirming, protocol.RollingBack:
+		return true
+	}
+	return false
+}
+
+// away tells whether a node that has not ended is one that is not there.
+func (f *follow) away(now time.Time) bool { return !f.awaited || !f.lostAt.IsZero() || f.silent(now) }
 
 // event takes an event from a node.
 func (w *watch) event(node string, e protocol.Event) {
@@ -136,7 +179,7 @@ func (w *watch) show(node string) {
 		} else if r.Reason != "" {
 			status += ": " + r.Reason
 		}
-	case f.phase == "" && !f.awaited:
+	case f.phase == "" && f.away(time.Now()):
 		status, kind = "pending, offline", ui.Waiting
 	case f.phase == "":
 		status, kind = "pending", ui.Waiting
@@ -293,9 +336,13 @@ func (w *watch) lookWhoIsOnline(ctx context.Context) {
 	defer w.mu.Unlock()
 	for i := range states {
 		f := w.nodes[states[i].Name]
-		switch {
-		case f == nil:
+		if f == nil {
 			continue
+		}
+		if seen := states[i].LastSeen; seen != nil && !seen.Equal(f.beat) {
+			f.beat, f.beatAt = *seen, time.Now()
+		}
+		switch {
 		case states[i].Online:
 			f.awaited, f.lostAt = true, time.Time{}
 		case f.lostAt.IsZero():
@@ -305,14 +352,13 @@ func (w *watch) lookWhoIsOnline(ctx context.Context) {
 	}
 }
 
-// done tells whether nobody is left to wait for: not for nodes that were offline all the time, and not
-// for ones that went and had the time to roll back and return.
+// done tells whether nobody is left to wait for.
 func (w *watch) done() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	now := time.Now()
 	for _, f := range w.nodes {
-		gone := !f.lostAt.IsZero() && time.Since(f.lostAt) > w.perNode
-		if !f.settled && f.awaited && !gone {
+		if f.waitedFor(now, w.perNode) {
 			return false
 		}
 	}
@@ -331,22 +377,20 @@ func (w *watch) summary() error {
 	defer w.mu.Unlock()
 	w.over = true
 	count := map[string]int{}
-	var failing []string
-	failed, waiting := 0, 0
+	var failing, away, late []string
+	now := time.Now()
 	for _, name := range w.p.names() {
 		f := w.nodes[name]
 		r := resultOf(w.p.request.Deployment, name, f.result)
 		switch {
-		case !f.settled:
-			waiting++
-			if r.Reason == "" && (!f.awaited || !f.lostAt.IsZero()) {
-				r.Reason = "offline; it takes the deployment over when it comes back"
-				if w.p.request.Mode == protocol.DryActivate {
-					r.Reason = "offline"
-				}
-			}
-		case !f.result.Phase.Succeeded() || f.result.Superseded != "":
-			failed++
+		case f.settled:
+		case f.away(now):
+			away = append(away, name)
+			r.Reason = first(r.Reason, "offline"+w.later("; it takes the deployment over when it comes back"))
+		default:
+			late = append(late, name)
+		}
+		if f.settled && (!f.result.Phase.Succeeded() || f.result.Superseded != "") {
 			failing = append(failing, name)
 		}
 		if w.json {
@@ -361,13 +405,42 @@ func (w *watch) summary() error {
 	if w.p.request.Mode == protocol.DryActivate {
 		w.tellDryRun()
 	}
-	switch {
-	case failed > 0:
-		return &outcome{SomeFailed, fmt.Errorf("%s did not confirm: %s", nodes(failed), strings.Join(failing, " "))}
-	case waiting > 0:
-		return &outcome{Unanswered, fmt.Errorf("%s did not end it yet; nix-infra deployment show %s tells how it goes", nodes(waiting), w.p.request.Deployment)}
+	var says []string
+	if len(failing) > 0 {
+		says = append(says, fmt.Sprintf("%s did not confirm: %s", nodes(len(failing)), some(failing)))
+	}
+	if len(away) > 0 {
+		says = append(says, fmt.Sprintf("offline: %s%s", some(away), w.later(" (pending, until they come back)")))
+	}
+	if len(late) > 0 {
+		says = append(says, fmt.Sprintf("not done in time: %s (nix-infra deployment show %s tells how it goes)", some(late), w.p.request.Deployment))
+	}
+	switch text := strings.Join(says, "; "); {
+	case len(failing) > 0:
+		return &outcome{SomeFailed, errors.New(text)}
+	case text != "":
+		return &outcome{Unanswered, errors.New(text)}
 	}
 	return nil
+}
+
+// later is what is said of nodes that follow later; a dry run is not wanted of anybody later.
+func (w *watch) later(text string) string {
+	if w.p.request.Mode == protocol.DryActivate {
+		return ""
+	}
+	return text
+}
+
+// shownNames is how many nodes a line names.
+const shownNames = 20
+
+// some names nodes, but not a thousand.
+func some(names []string) string {
+	if more := len(names) - shownNames; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:shownNames], " "), more)
+	}
+	return strings.Join(names, " ")
 }
 
 func (w *watch) tellFailure(name string) {

@@ -20,6 +20,8 @@ type Node struct {
 type Script struct {
 	// Ends tells how the node ends a manifest; nil: confirmed.
 	Ends func(m *protocol.Manifest) protocol.Report
+	// Dies is the phase in which the node goes off the network, and the controller calls it lost.
+	Dies protocol.Phase
 	// Lines are the build log of every manifest.
 	Lines []string
 	// Answers is what the node says to a request; nil: yes, and to a ping a Pong.
@@ -74,6 +76,14 @@ func (n *Node) Vanish() {
 	}
 }
 
+// Silence takes the node off the network, and the controller has not noticed yet.
+func (n *Node) Silence() {
+	n.nc.Close()
+	n.fleet.mu.Lock()
+	defer n.fleet.mu.Unlock()
+	delete(n.fleet.nodes, n.Name)
+}
+
 // Say publishes anything as this node, as far as the broker lets it.
 func (n *Node) Say(subject string, data []byte) {
 	n.nc.Publish(subject, data)
@@ -116,8 +126,14 @@ func (n *Node) deploy(m *protocol.Manifest) {
 		n.nc.Publish(protocol.EventSubject(n.Name, m.Deployment), protocol.Encode(e))
 	}
 	script := n.does()
-	say(protocol.Event{Phase: protocol.Building, Lines: script.Lines})
-	say(protocol.Event{Phase: protocol.Activating})
+	for _, e := range []protocol.Event{{Phase: protocol.Building, Lines: script.Lines}, {Phase: protocol.Activating}} {
+		say(e)
+		if script.Dies == e.Phase {
+			n.nc.Flush()
+			n.Vanish()
+			return
+		}
+	}
 	report := protocol.Report{Phase: protocol.Confirmed, Closure: "/nix/store/00000000000000000000000000000000-nixos-system", Generation: 2, Built: true}
 	if script.Ends != nil {
 		report = script.Ends(m)
