@@ -8,6 +8,7 @@ package command
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"strconv"
@@ -97,11 +98,35 @@ func status(ctx context.Context, err error) int {
 	return Refused
 }
 
+// errorList is errors that are worth a line each.
+type errorList struct {
+	heading string
+	errs    []error
+}
+
+// shownErrors is how many lines an errorList takes.
+const shownErrors = 20
+
+func (l *errorList) Error() string {
+	lines := []string{l.heading}
+	for _, err := range l.errs[:min(len(l.errs), shownErrors)] {
+		lines = append(lines, "  "+message(err))
+	}
+	if more := len(l.errs) - shownErrors; more > 0 {
+		lines = append(lines, fmt.Sprintf("  and %d more", more))
+	}
+	return strings.Join(lines, "\n")
+}
+
 // message is an error on one line; of a refusal, the code too. Nodes and controllers have a say in
 // these texts, so they are cleaned.
 func message(err error) string {
 	if errors.Is(err, context.Canceled) {
 		return "interrupted"
+	}
+	var l *errorList
+	if errors.As(err, &l) {
+		return l.Error()
 	}
 	var r *protocol.Refusal
 	text := strings.Join(strings.Fields(ui.Clean(strings.ReplaceAll(err.Error(), "\n", "; "))), " ")

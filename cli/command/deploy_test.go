@@ -3,6 +3,7 @@ package command
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -271,6 +272,31 @@ func TestDeployToUnknownNodes(t *testing.T) {
 	}
 	if slices.Contains(f.Requests(), protocol.Deploy) {
 		t.Error("something was deployed")
+	}
+}
+
+// All that is wrong with the files is said at once, and nothing is uploaded.
+func TestDeployOfBrokenFiles(t *testing.T) {
+	s, f := newFleet(t)
+	s.write("nodes/web1.nix", "{ a = \"[%%no-such-thing%%]\"; }\n")
+	s.write("nodes/db1.nix", "{ a = \"[%%no-such-thing%%]\"; }\n")
+	for _, n := range []string{"web1", "web2", "db1"} {
+		f.Add(n)
+	}
+	f.Requests()
+	r := s.run("deploy", "all")
+	for _, want := range []string{"nix-infra: 2 nodes can't be composed; nothing was deployed:\n", "\n  db1: ", "\n  web1: "} {
+		if r.status != Refused || !strings.Contains(r.stderr, want) || strings.Count(r.stderr, "\n") != 3 {
+			t.Errorf("status %d, not three lines with %q:\n%s", r.status, want, r.stderr)
+		}
+	}
+	if requests := f.Requests(); len(requests) != 1 {
+		t.Errorf("more than the nodes was asked for: %v", requests)
+	}
+	s.expect(Refused, "db1: ", "deploy", "db1")
+	many := &errorList{"broken:", slices.Repeat([]error{errors.New("a\nb")}, 25)}
+	if got := strings.Split(message(many), "\n"); len(got) != 22 || got[1] != "  a; b" || got[21] != "  and 5 more" {
+		t.Errorf("%q", got)
 	}
 }
 

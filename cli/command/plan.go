@@ -53,6 +53,7 @@ func planDeployment(me *identity, o deployOptions, chosen, all []protocol.NodeSt
 	known := nodeFacts(all)
 	control := me.project.ControlNodes()
 	secrets, warned := map[string]bool{}, map[string]bool{}
+	var broken []error
 	for _, n := range chosen {
 		tree, err := me.project.Tree(project.TreeRequest{
 			Node: n.Name, NodeModule: o.nodeModule, NixOSVersion: o.nixosVersion, TestDir: o.testDir,
@@ -60,7 +61,11 @@ func planDeployment(me *identity, o deployOptions, chosen, all []protocol.NodeSt
 			Nodes: known, AllowUnknownPlaceholders: o.allowUnknownPlaceholders,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", n.Name, err)
+			broken = append(broken, fmt.Errorf("%s: %w", n.Name, err))
+			continue
+		}
+		if len(broken) > 0 {
+			continue // nothing is signed of what can't be deployed
 		}
 		for _, w := range tree.Warnings {
 			if !warned[w] {
@@ -75,11 +80,22 @@ func planDeployment(me *identity, o deployOptions, chosen, all []protocol.NodeSt
 			return nil, err
 		}
 	}
+	if len(broken) > 0 {
+		return nil, several(broken)
+	}
 	if len(secrets) > 0 {
 		p.warnings = append(p.warnings, fmt.Sprintf("delivering secrets is not part of this version; the nodes have to have these already: %s",
 			strings.Join(slices.Sorted(maps.Keys(secrets)), ", ")))
 	}
 	return p, nil
+}
+
+// several is one error, or the first of many, a line each.
+func several(errs []error) error {
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return &errorList{fmt.Sprintf("%s can't be composed; nothing was deployed:", nodes(len(errs))), errs}
 }
 
 func (p *plan) add(signer *protocol.Signer, n protocol.NodeState, tree *project.Tree, o deployOptions, now time.Time) error {
