@@ -145,6 +145,15 @@ func TestEnrollByFile(t *testing.T) {
 	s.expect(Refused, "the request is for web2", "enroll", "web3", "--request", "-")
 	s.expect(Refused, "is a node's", "enroll", "--controller", "--request", "-")
 
+	other, err := machine.Home{Dir: t.TempDir(), Role: protocol.Node}.Request("web2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.stdin = string(protocol.Encode(other))
+	if r := s.run("enroll", "--request", "-"); r.status != Refused || r.out != "" || !strings.Contains(r.stderr, "nothing was signed") {
+		t.Errorf("another key under the same name: status %d\n%s%s", r.status, r.out, r.stderr)
+	}
+
 	request.IPv4 = "192.0.2.66" // changed on the way
 	s.stdin = string(protocol.Encode(request))
 	s.expect(Refused, "not signed by the key that it names", "enroll", "--request", "-")

@@ -3,7 +3,6 @@ package command
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,6 +35,18 @@ func (a *app) enrollFile(ctx context.Context, name string, o enrollOptions) erro
 	if err != nil {
 		return err
 	}
+	var fleet *session
+	var before *protocol.NodeState
+	var unreachable error
+	if r.Role == protocol.Node && !o.offline {
+		// Before anything is signed: two keys under one name would be two nodes with one identity.
+		if fleet, before, unreachable = a.lookUp(ctx, e, r.Name); fleet != nil {
+			defer fleet.Close()
+		}
+		if before != nil && before.Key != r.Key {
+			return fmt.Errorf("a node %s with another key (%s) is enrolled; nothing was signed; if its machine was set up anew, remove it first: nix-infra node remove %s", r.Name, before.Key, r.Name)
+		}
+	}
 	answer, err := e.Sign(r, hosts(r.Name, "", o.addresses, e.Controllers), time.Now())
 	if err != nil {
 		return err
@@ -51,7 +62,11 @@ func (a *app) enrollFile(ctx context.Context, name string, o enrollOptions) erro
 		a.note("the controller was not told of %s; run this again without --offline where it can be reached", r.Name)
 		return nil
 	}
-	if err := a.registerFrom(ctx, e, r, o.tags); err != nil {
+	err = unreachable
+	if err == nil {
+		err = register(ctx, fleet, before, r, "", o.tags)
+	}
+	if err != nil {
 		return &outcome{Unanswered, fmt.Errorf("%s was signed, but the controller does not know it yet: %w; run the same command again when it can be reached", r.Name, err)}
 	}
 	a.note("the controller knows %s; give the answer to nix-infra-agent load -", r.Name)
@@ -90,18 +105,16 @@ func (a *app) writeAnswer(path string, data []byte) error {
 	return err
 }
 
-func (a *app) registerFrom(ctx context.Context, e *enrolment, r *protocol.EnrolRequest, tags []string) error {
+// lookUp connects and asks what the controller knows of a node. The connection is nil with an error.
+func (a *app) lookUp(ctx context.Context, e *enrolment, name string) (*session, *protocol.NodeState, error) {
 	c, err := a.connectAs(ctx, e.me)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer c.Close()
-	before, err := known(ctx, c, r.Name)
+	before, err := known(ctx, c, name)
 	if err != nil {
-		return err
+		c.Close()
+		return nil, nil, err
 	}
-	if before != nil && before.Key != r.Key && before.Online {
-		return errors.New("a node of this name with another key is online; remove it first: nix-infra node remove " + r.Name)
-	}
-	return register(ctx, c, before, r, "", tags)
+	return c, before, nil
 }
