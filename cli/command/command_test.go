@@ -250,6 +250,17 @@ func (s *shell) snapshot() map[string]string {
 	return files
 }
 
+// Without a password nothing is made, and nothing is left of what was begun.
+func TestInitWithoutPassword(t *testing.T) {
+	s := newShell(t)
+	delete(s.env, "SECRETS_PASS")
+	s.expect(Refused, "SECRETS_PASS", "init", "--batch")
+	s.expect(Refused, "SECRETS_PASS", "init", "--batch", "-d", s.path("new", "shop"))
+	if left, err := os.ReadDir(s.dir); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 // However far an interrupted init came, the next one keeps what is there and makes the rest.
 func TestInterruptedInit(t *testing.T) {
 	order := []string{"nix-infra.yaml", ".gitignore", "ssh/nixinfra", "nix-infra/fleet.json", "nix-infra/keys/admin.age", "nix-infra/keys/ca.age", "nix-infra/keys/fleet.age"}

@@ -54,12 +54,20 @@ are asked. What exists is kept, so that running it again is safe and completes w
 	return c
 }
 
-func (a *app) init(o initOptions) error {
+func (a *app) init(o initOptions) (err error) {
 	if len(o.controllers) > 0 {
 		if err := protocol.CheckControllers(o.controllers); err != nil {
 			return fmt.Errorf("--controller: %w", err)
 		}
 	}
+	made := missing(a.own())
+	defer func() {
+		if err != nil {
+			for _, dir := range made {
+				os.Remove(dir) // stays if anything is in it
+			}
+		}
+	}()
 	p, fresh, err := a.openForInit(&o)
 	if err != nil {
 		return err
@@ -90,6 +98,17 @@ func (a *app) init(o initOptions) error {
 	}
 	p.Settings.Fleet = keys.Name
 	return a.finishInit(p, fresh, o)
+}
+
+// missing are a folder and those around it, as far as they don't exist, from the inside out.
+func missing(dir string) []string {
+	var dirs []string
+	for {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			return dirs
+		}
+		dirs, dir = append(dirs, dir), filepath.Dir(dir)
+	}
 }
 
 // openForInit opens the folder, makes it where it is missing, and makes up the names that were not given.

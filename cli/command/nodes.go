@@ -179,7 +179,8 @@ func (a *app) nodeRemoveCommand() *cobra.Command {
 		Use:   "remove NAME",
 		Short: "Take a node out of the fleet",
 		Long: `Take a node out of the fleet: the controller forgets it, and it gets no further deployment.
-Nothing is changed on the machine, which goes on running what it has.`,
+Nothing is changed on the machine, which goes on running what it has. Its credentials stay valid until
+access can be revoked: it may still connect, and is then ignored.`,
 		Example: `  nix-infra node remove web1`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
