@@ -161,7 +161,7 @@ func (a *app) identity() (*identity, error) {
 	}
 	signer, claims, err := protocol.ParseCredentials(contents)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", from, err)
+		return nil, fmt.Errorf("%s is no credentials file: %w; restore it, or name another one by --creds or NIX_INFRA_CREDS", from, err)
 	}
 	v, err := protocol.NewVerifier(f.Public.Operator, f.Public.AccountJWT)
 	if err != nil {

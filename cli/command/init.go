@@ -234,7 +234,16 @@ func (a *app) initCA(v *vault.Vault, fleet string) (*provision.CA, error) {
 
 func (a *app) initAdmin(v *vault.Vault, keys *protocol.FleetKeys, user string) error {
 	existed := v.Has(adminEntry)
-	if !existed {
+	if existed {
+		creds, err := a.secret(v, adminEntry)
+		if err == nil {
+			_, _, err = protocol.ParseCredentials(creds)
+		}
+		if err != nil {
+			path := a.own(keysDir, adminEntry+".age")
+			return fmt.Errorf("%w; or remove %s and run this again, which makes new credentials", err, path)
+		}
+	} else {
 		creds, err := keys.Credentials(user, protocol.Admin, time.Time{})
 		if err != nil {
 			return err
