@@ -72,7 +72,7 @@ type Options struct {
 	Notify   func(string)  // tells the service manager, in sd_notify's words; may be nil
 	Watchdog time.Duration // in which it wants WATCHDOG=1; 0: it doesn't
 
-	Settle func() // called when a time of questions is over, such as to give memory back; only with Notify; may be nil
+	Settle func() // called when a deploy or, with Notify, a time of questions is over, such as to give memory back; may be nil
 
 	Host    reconcile.Host           // nil: this machine
 	Facts   heartbeat.Source         // nil: this machine
@@ -164,7 +164,7 @@ func (a *agent) openEngine() error {
 		}
 	}
 	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier,
-		Upstream: a.link, Host: host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record}
+		Upstream: a.link, Host: host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.o.Settle}
 	if a.o.Deploy != nil {
 		a.o.Deploy(&o)
 	}

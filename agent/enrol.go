@@ -1,11 +1,8 @@
 package agent
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/nix-infra/nix-infra/agent/reconcile"
@@ -34,20 +31,9 @@ func ReadStatus(dir string) (*Status, error) {
 	}
 	s := &Status{Node: m.Name, Operator: m.Answer.Fleet.Operator, Controllers: m.Answer.Controllers,
 		Running: locked(filepath.Join(dir, lockFile))}
-	path := filepath.Join(dir, deployDir, "journal.json")
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("can't read where the node stands: %w", err)
+	if s.Deploy, err = reconcile.ReadState(filepath.Join(dir, deployDir)); err != nil {
+		return nil, err
 	}
-	var journal struct {
-		State *reconcile.State `json:"state"`
-	}
-	if err := json.Unmarshal(data, &journal); err != nil || journal.State == nil {
-		return nil, fmt.Errorf("%s is damaged; the agent sets it aside when it starts", path)
-	}
-	s.Deploy = *journal.State
 	return s, nil
 }
 

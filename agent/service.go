@@ -51,6 +51,9 @@ func (a *agent) check() error {
 	if err := a.heart.Check(); err != nil {
 		return fmt.Errorf("heartbeat: %w", err)
 	}
+	if err := a.engine.Check(); err != nil {
+		return fmt.Errorf("deploy: %w", err)
+	}
 	return nil
 }
 

@@ -67,6 +67,7 @@ func (e *Engine) accept(o *order) (*attempt, error) {
 // drive takes an attempt from its phase to its end, or to where ctx ends.
 func (e *Engine) drive(ctx context.Context, a *attempt, m *protocol.Manifest) (next *order) {
 	for ctx.Err() == nil {
+		e.pulse.beat(string(a.Phase), a.stepTime(m))
 		switch a.Phase {
 		case protocol.Accepted:
 			next = e.prepare(ctx, a, m)
@@ -201,7 +202,7 @@ func (e *Engine) decide(ctx context.Context, a *attempt, closure string) error {
 	e.mu.Unlock()
 	if bad {
 		return fmt.Errorf("in quarantine: this closure was rolled back from in deployment %s (%s); `nix-infra node release %s` lets it be tried again",
-			q.Deployment, q.Reason, e.o.Node)
+			q.Deployment, clip(q.Reason, maxReason/2), e.o.Node)
 	}
 	if err := errors.Join(nix.SetRoot(e.o.Roots, rootNew, a.New), nix.SetRoot(e.o.Roots, rootOld, a.Old)); err != nil {
 		return err

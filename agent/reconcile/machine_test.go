@@ -22,22 +22,24 @@ var errDead = errors.New("the agent is dead")
 type machine struct {
 	t *testing.T
 
-	mu       sync.Mutex
-	running  string
-	profile  string
-	boots    string // what the boot loader would boot
-	boot     int
-	start    time.Time
-	failed   []string
-	units    map[string]*unit
-	timer    *time.Timer
-	proven   map[string]bool // closures under which the controller was reached
-	roots    string
-	wrong    []string
-	effects  []string
-	reboots  int
-	renews   bool           // the agent's unit has another program
-	failures map[string]int // acts that fail so many times
+	mu      sync.Mutex
+	running string
+	profile string
+	boots   string // what the boot loader would boot
+	boot    int
+	start   time.Time
+	failed  []string
+	units   map[string]*unit
+	timer   *time.Timer
+	proven  map[string]bool // closures under which the controller was reached
+	roots   string
+	wrong   []string
+	effects []string
+	reboots int
+	renews  bool // the agent's unit has another program
+
+	profiling chan struct{}  // where there is one, SetProfile hangs until it is closed
+	failures  map[string]int // acts that fail so many times
 }
 
 type unit struct {
@@ -251,6 +253,9 @@ func (a agent) Build(ctx context.Context, b Build) (string, error) {
 func (a agent) SetProfile(_ context.Context, closure string) error {
 	if err := a.act("profile"); err != nil {
 		return err
+	}
+	if a.profiling != nil {
+		<-a.profiling
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

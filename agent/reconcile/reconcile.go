@@ -39,10 +39,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -82,10 +82,11 @@ type Options struct {
 	Account func(jwt string) // a newer account JWT came with a manifest: keep it; may be nil
 	// Audit is given a record of each manifest that was accepted (no outcome yet), that was refused (its
 	// outcome is the refusal's code), and that ended ("ok" or protocol.Failed); may be nil.
-	Audit func(protocol.AuditRecord)
-	Etc   string // the node's source tree; "": /etc/nixos
-	Roots string // gc roots; "": nix.RootsDir
-	Cache int64  // bytes; 0: DefaultCache
+	Audit  func(protocol.AuditRecord)
+	Settle func() // a job is over, what it left behind may go, such as memory; may be nil
+	Etc    string // the node's source tree; "": /etc/nixos
+	Roots  string // gc roots; "": nix.RootsDir
+	Cache  int64  // bytes; 0: DefaultCache
 }
 
 // State is what the heartbeat tells: the newest manifest that the node accepted, and where it stands.
@@ -104,6 +105,7 @@ type Engine struct {
 	cache  *cache
 	kick   chan struct{} // there may be reports to deliver
 	refuse refused
+	pulse  pulse
 	write  writer
 
 	mu      sync.Mutex // guards what follows
@@ -158,20 +160,25 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer cancel()
 	reports.Go(func() { e.deliver(ctx) })
 
+	e.pulse.beat("resuming", resumeTime)
 	next := e.resume(ctx)
 	for ctx.Err() == nil {
-		// A job's garbage would otherwise stay resident in an idle agent.
-		debug.FreeOSMemory()
 		if next == nil {
+			if e.o.Settle != nil {
+				e.o.Settle()
+			}
+			e.pulse.rest()
 			look, ok := e.box.wait(ctx)
 			if !ok {
 				break
 			}
+			e.pulse.beat("obtaining a manifest", obtainTime)
 			if next = e.obtain(ctx, look); next == nil {
 				continue
 			}
 		}
 		if next.m.Mode == protocol.DryActivate {
+			e.pulse.beat("a dry run", fetchTimeout+buildLimit(next.m)+dryTimeout+slack)
 			next = e.dryRun(ctx, next)
 		} else {
 			next = e.deploy(ctx, next)
@@ -195,6 +202,28 @@ func (e *Engine) Connected() {
 	case e.kick <- struct{}{}:
 	default:
 	}
+}
+
+// Check is for a watchdog: an error means that Run hangs. One that waits for work, or that goes on trying
+// what fails, does not.
+func (e *Engine) Check() error { return e.pulse.check() }
+
+// ReadState reads where a node stands from an engine's folder, without an engine. A node to which nothing
+// was deployed yet has the zero State.
+func ReadState(dir string) (State, error) {
+	file := filepath.Join(dir, journalFile)
+	data, err := readBounded(file, maxJournal)
+	if errors.Is(err, fs.ErrNotExist) {
+		return State{}, nil
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("can't read where the node stands: %w", err)
+	}
+	j, err := parseJournal(data)
+	if err != nil {
+		return State{}, fmt.Errorf("%s is damaged (%v); the agent sets it aside when it starts", file, err)
+	}
+	return j.State, nil
 }
 
 // State is where the node stands.

@@ -21,6 +21,7 @@ var errRebooting = errors.New("the machine reboots into its old system")
 func (e *Engine) rollBack(ctx context.Context, a *attempt) {
 	wait := revertFirst
 	for try := 1; ; try++ {
+		e.pulse.beat(string(a.Phase), goBackTime)
 		err := e.goBack(ctx, a, try > 1)
 		if ctx.Err() != nil {
 			return
