@@ -30,6 +30,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -94,6 +95,8 @@ type agent struct {
 	server    *query.Server
 	questions chan *nats.Msg
 	units     *heartbeat.Units // nil where Facts are given
+
+	worked atomic.Bool // a deploy ended
 
 	mu     sync.Mutex
 	issued accountStamp
@@ -164,7 +167,7 @@ func (a *agent) openEngine() error {
 		}
 	}
 	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier,
-		Upstream: a.link, Host: host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.o.Settle}
+		Upstream: a.link, Host: host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
 	if a.o.Deploy != nil {
 		a.o.Deploy(&o)
 	}
@@ -256,6 +259,14 @@ func (a *agent) takeAccount(token string) {
 	if changed {
 		a.saveAccount(token)
 		a.heart.Changed()
+	}
+}
+
+// settle gives back what a deploy left behind, and has it done once more when its reports are delivered.
+func (a *agent) settle() {
+	a.worked.Store(true)
+	if a.o.Settle != nil {
+		a.o.Settle()
 	}
 }
 

@@ -37,10 +37,11 @@ func (a *agent) tellService(ctx context.Context) error {
 		case <-tick.C:
 		}
 		now := a.server.Received()
-		if now == received && busy && a.o.Settle != nil {
+		news := now != received || a.worked.Swap(false)
+		if !news && busy && a.o.Settle != nil {
 			a.o.Settle()
 		}
-		busy, received = now != received, now
+		busy, received = news, now
 	}
 }
 

@@ -64,7 +64,7 @@ func runCommand(dir *string, errs io.Writer) *cobra.Command {
 			}
 			o := agent.Options{Dir: *dir, Log: slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{ReplaceAttr: withoutTime})), Watchdog: watchdog}
 			if os.Getenv("NOTIFY_SOCKET") != "" {
-				o.Notify, o.Settle = notify(o.Log), debug.FreeOSMemory
+				o.Notify, o.Settle = notify(o.Log), giveBack
 			}
 			// An agent's live memory is a megabyte or two: collecting it often costs little, and idle agents stay small.
 			debug.SetGCPercent(50)
