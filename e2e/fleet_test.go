@@ -138,7 +138,7 @@ func (f *fleet) dump() {
 		if n.Name == "ctl" {
 			unit = "nix-infra-controller.service"
 		}
-		out, err := n.Exec(ctx, "journalctl", "--no-pager", "-n", "60", "-o", "short-precise", "-u", unit, "-u", "nix-infra-activate-*", "-u", "nix-infra-revert-*")
+		out, err := n.Exec(ctx, "journalctl", "--no-pager", "-n", "150", "-o", "short-precise", "-u", unit, "-u", "nix-infra-activate-*", "-u", "nix-infra-revert-*")
 		f.t.Logf("---- %s (%v)\n%s", n.Name, err, out)
 	}
 }

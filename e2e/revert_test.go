@@ -187,7 +187,7 @@ func TestRevertOnAgentKill(t *testing.T) {
 			f.isBack(node, old, start.Add(5*time.Second)) // building is not part of the deadline
 		})
 	}
-	for _, step := range []string{"armed", "checking", "confirming", "profile", "boot-default"} {
+	for _, step := range []string{"checking", "confirming", "profile", "boot-default"} {
 		t.Run("dead/"+step, func(t *testing.T) {
 			start := crash(t, step, "", true)
 			f.eventually(time.Until(start.Add(5*time.Second+deadline+10*time.Second)), func() string {

@@ -11,6 +11,9 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/nix-infra/nix-infra/agent"
 )
@@ -25,6 +28,12 @@ func main() {
 		Dir:  "/var/lib/nix-infra-agent",
 		Log:  slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		Step: crash,
+		Notify: func(line string) {
+			if _, err := daemon.SdNotify(false, line); err != nil {
+				slog.Warn(err.Error())
+			}
+		},
+		Watchdog: time.Minute, // as in the unit
 	})
 	if err != nil {
 		slog.Error(err.Error())
