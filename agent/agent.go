@@ -15,7 +15,7 @@
 //	Restart=always           with RestartSec=1 and, in [Unit], StartLimitIntervalSec=0: it is never given up
 //	KillMode=mixed           a build dies with the agent, and is resumed; activation and revert are units of their own
 //	TimeoutStopSec=10        it ends within 2 s of SIGTERM, an attempt being resumed by the next one
-//	OOMScoreAdjust=-900      whatever fills the memory is not mended by killing the one that can roll it back
+//	OOMScoreAdjust=-500      whatever fills the memory is not mended by killing the one that can roll it back
 //	LimitNOFILE=65536        builds open many files
 //
 // and, in [Unit], After=dbus.service nix-daemon.socket (never network-online.target: a node without a

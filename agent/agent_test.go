@@ -278,7 +278,7 @@ func TestBeatsAnswersAndStops(t *testing.T) {
 		t.Errorf("vitals %+v", b.Vitals)
 	}
 	ann := f.User("ann", protocol.Deployer)
-	var pong agent.Pong
+	var pong protocol.Pong
 	if reply := ask(t, f, ann, "ann", protocol.Ping, nil); json.Unmarshal(reply.Body, &pong) != nil || pong.Agent != protocol.Build() || time.Since(pong.Time) > time.Minute {
 		t.Errorf("ping: %+v", reply)
 	}

@@ -9,12 +9,6 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-// Pong answers protocol.Ping.
-type Pong struct {
-	Agent string    `json:"agent"` // version of the agent
-	Time  time.Time `json:"time"`  // of the node's clock
-}
-
 // answers is the server of what this node can be asked. Who may ask is protocol's table of roles.
 func (a *agent) answers() *query.Server {
 	return query.New(query.Options{
@@ -29,7 +23,7 @@ func (a *agent) answers() *query.Server {
 }
 
 func (a *agent) ping(context.Context, *protocol.Verified) (any, error) {
-	return Pong{Agent: protocol.Build(), Time: time.Now().UTC()}, nil
+	return protocol.Pong{Agent: protocol.Build(), Time: time.Now().UTC()}, nil
 }
 
 func (a *agent) facts(ctx context.Context, _ *protocol.Verified) (any, error) {

@@ -86,6 +86,18 @@ func TestAgentReplacesItself(t *testing.T) {
 		t.Fatalf("the enrolled agent is %q", before.Agent)
 	}
 	unit := f.exec(node, "systemctl", "cat", "nix-infra-agent.service")
+
+	// The very first deploy brings an agent that can't work: the one that was enrolled, whose unit is in neither
+	// system, has to be there again.
+	first := f.running(node)
+	f.write("nodes/n1.nix", service("broken agent", agentUnit(unit, "/bin/false")))
+	if r := f.cli("deploy", "n1", "--timeout", "15s", "--settle", "1s", "--batch"); r.code != 1 {
+		t.Errorf("a first deploy with a broken agent: %v", r)
+	}
+	f.waitState("n1", 30*time.Second, "rolled back", func(s status) bool {
+		return s.Online && s.State == "rolled-back" && s.Agent == "under-test" && s.Closure == first
+	})
+
 	f.write("nodes/n1.nix", service("new agent", agentUnit(unit, "/opt/next-agent run")))
 	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
 	s := f.status()["n1"]
@@ -94,7 +106,7 @@ func TestAgentReplacesItself(t *testing.T) {
 	}
 
 	// And a new agent that can't work: the old system, and with it the agent that works, comes back by itself.
-	f.write("nodes/n1.nix", service("broken agent", agentUnit(unit, "/bin/false")))
+	f.write("nodes/n1.nix", service("broken again", agentUnit(unit, "/bin/false")))
 	if r := f.cli("deploy", "n1", "--timeout", "15s", "--settle", "1s", "--batch"); r.code != 1 {
 		t.Errorf("a deploy with a broken agent: %v", r)
 	}

@@ -33,7 +33,7 @@ const searchPath = "/run/wrappers/bin:/run/current-system/sw/bin:/nix/var/nix/pr
 // gone the machine can't be reached.
 var Agent = Program{Name: "nix-infra-agent", Role: protocol.Node, Unit: `[Unit]
 Description=nix-infra agent
-After=network.target
+After=dbus.service nix-daemon.socket
 StartLimitIntervalSec=0
 
 [Service]
@@ -44,7 +44,9 @@ Restart=always
 RestartSec=1
 WatchdogSec=60
 KillMode=mixed
+TimeoutStopSec=10
 OOMScoreAdjust=-500
+LimitNOFILE=65536
 
 [Install]
 WantedBy=multi-user.target
