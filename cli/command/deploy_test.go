@@ -57,7 +57,8 @@ func TestNextSerial(t *testing.T) {
 		desired, beat uint64
 		mode          protocol.Mode
 		want          uint64
-	}{{0, 0, protocol.Switch, 1}, {4, 4, protocol.Switch, 5}, {4, 2, protocol.Boot, 5}, {2, 4, protocol.Test, 5}, {4, 4, protocol.DryActivate, 0}} {
+	}{{0, 0, protocol.Switch, 1}, {4, 4, protocol.Switch, 5}, {4, 2, protocol.Boot, 5}, {2, 4, protocol.Test, 5}, {4, 4, protocol.DryActivate, 0},
+		{4, 1<<64 - 1, protocol.Switch, 5}} {
 		n := &protocol.NodeState{}
 		if c.desired > 0 {
 			n.Desired = &protocol.Desired{Serial: c.desired}

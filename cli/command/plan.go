@@ -121,6 +121,10 @@ func (p *plan) add(signer *protocol.Signer, n protocol.NodeState, tree *project.
 	return nil
 }
 
+// plausibleSerial bounds what a node is believed about its own serial: one that claims the highest number
+// there is would leave none above it, and so keep every deployment that names it from being signed.
+const plausibleSerial = 1 << 48
+
 // nextSerial is above all that the controller wanted of a node and all that the node says it accepted:
 // the two differ where a controller lost its state.
 func nextSerial(n *protocol.NodeState, mode protocol.Mode) uint64 {
@@ -131,7 +135,7 @@ func nextSerial(n *protocol.NodeState, mode protocol.Mode) uint64 {
 	if n.Desired != nil {
 		last = n.Desired.Serial
 	}
-	if n.Beat != nil {
+	if n.Beat != nil && n.Beat.Serial < plausibleSerial {
 		last = max(last, n.Beat.Serial)
 	}
 	return last + 1
