@@ -35,7 +35,7 @@ test-unit:
 	go test -race -timeout 15m $(UNIT)
 
 test-lab:
-	go test -timeout 30m -v ./e2e/...
+	go test -p 1 -timeout 30m -v ./e2e/...
 
 soak: ## every fuzzer for FUZZTIME (60s each), then the lab tests ten times over
 	@set -e; for pkg in $$(go list $(UNIT)); do for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
