@@ -84,16 +84,16 @@ func (l *Live) Set(name, status string, kind Kind) {
 	name, status = Clean(name), Clean(status)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	at := l.lines[name]
+	at, said := l.lines[name], false
 	if at == nil {
 		at = &line{name: name}
 		l.lines[name] = at
 		l.order = append(l.order, name)
-	} else if at.status == status && at.kind == kind {
+	} else if said = at.status == status; said && at.kind == kind {
 		return
 	}
 	at.status, at.kind, at.changed, l.dirty = status, kind, time.Now(), true
-	if !l.t.tty {
+	if !l.t.tty && !said { // in lines, a change of colour alone is none
 		l.t.Printf("%s: %s\n", name, l.t.Paint(kind.colour(), status))
 	}
 }
