@@ -140,6 +140,11 @@ func up(ctx context.Context, name string, args []string, stdout, stderr io.Write
 	if err != nil || count < 1 {
 		return fmt.Errorf("up %s: not a number of nodes", args[0])
 	}
+	for _, other := range args[1:] {
+		if _, err := strconv.Atoi(other); err == nil {
+			return fmt.Errorf("up how many? %s or %s? The others are names", args[0], other)
+		}
+	}
 	l, err := lab.Open(ctx, lab.Options{Name: name, Log: stderr})
 	if err != nil {
 		return err
