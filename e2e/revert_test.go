@@ -61,10 +61,8 @@ func TestRevertOnFailedUnit(t *testing.T) {
 	if r.code != 1 || !strings.Contains(r.out+r.errOut, "broken.service") {
 		t.Fatalf("a deploy that fails on one of two nodes: %v", r)
 	}
-	s := f.isBack(f.nodes["n1"], old["n1"], start)
-	if s.Serial != 2 || len(s.FailedUnits) != 0 {
-		t.Errorf("%+v", s)
-	}
+	f.isBack(f.nodes["n1"], old["n1"], start)
+	s := f.waitState("n1", 15*time.Second, "without failed units", func(s status) bool { return s.Serial == 2 && len(s.FailedUnits) == 0 })
 	if s := f.status()["n2"]; s.State != "confirmed" || s.Closure == old["n2"] {
 		t.Errorf("n2 should run the new system: %+v", s)
 	}
