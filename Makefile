@@ -39,7 +39,7 @@ test-lab:
 
 soak: ## every fuzzer for FUZZTIME (60s each), then the lab tests ten times over
 	@set -e; for pkg in $$(go list $(UNIT)); do for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	  echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-60s} $$pkg; done; done
+	  echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-60s} -fuzzminimizetime 10x $$pkg; done; done
 	go test -timeout 6h -count 10 ./e2e
 
 lint: ## gofmt, vet (for macOS too) and staticcheck
