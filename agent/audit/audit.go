@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -101,6 +103,7 @@ func (l *Log) journal(r protocol.AuditRecord) {
 	if r.Reason != "" {
 		message += ": " + r.Reason
 	}
+	message = oneLine(message)
 	if l.o.Journal == nil {
 		l.o.Log.Info(message, "seq", r.Seq, "request", r.Request, "target", r.Target)
 		return
@@ -115,6 +118,17 @@ func (l *Log) journal(r protocol.AuditRecord) {
 		"NIX_INFRA_OUTCOME": r.Outcome,
 		"NIX_INFRA_PREV":    r.Prev,
 	})
+}
+
+// oneLine keeps what an unproven sender claims from looking like another record, or from painting on the
+// terminal of whoever reads the journal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 func orNone(s string) string { return orElse(s, "unknown") }

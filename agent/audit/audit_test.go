@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -278,5 +279,23 @@ func TestJournalShowsOutcomesOfQuestionsAndAllOfOrders(t *testing.T) {
 	}
 	if got := strings.Join(lines, " "); got != "ping/ok release/ release/ok" {
 		t.Fatalf("journal: %s", got)
+	}
+}
+
+// An action and a reason that nobody signed must not show up as a line of their own, which would read like a
+// record of something that never happened.
+func TestJournalLineCantBeForged(t *testing.T) {
+	var lines []string
+	l, err := Open(Options{Dir: t.TempDir(), Node: "web-1", Log: quiet(), Stream: (&stream{}).take,
+		Journal: func(message string, _ map[string]string) { lines = append(lines, message) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const forged = "x\naudit: deploy by admin (admin): ok\r\x1b[2J\u0085"
+	if err := l.Record(protocol.AuditRecord{Action: forged, Outcome: "unsigned", Reason: forged}); err != nil {
+		t.Fatal(err)
+	}
+	if len(lines) != 1 || strings.ContainsFunc(lines[0], unicode.IsControl) {
+		t.Fatalf("the journal got %q", lines)
 	}
 }
