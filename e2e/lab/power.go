@@ -92,9 +92,7 @@ func (n *Node) ready(ctx context.Context, not int, exited <-chan struct{}) error
 	state := "no systemd yet"
 	for {
 		if leader := n.leader(); leader != 0 && leader != not {
-			// --wait returns when the boot is over; before systemd listens it fails at once.
-			out, _ := n.Command(ctx, "systemctl", "is-system-running", "--wait").Output()
-			if s := strings.TrimSpace(string(out)); s != "" {
+			if s := n.systemState(ctx); s != "" {
 				state = s
 			}
 			if state == "running" || state == "degraded" {
@@ -113,6 +111,16 @@ func (n *Node) ready(ctx context.Context, not int, exited <-chan struct{}) error
 		}
 	}
 	return n.awaitSSH(ctx)
+}
+
+// systemState is what `systemctl is-system-running` says, once the boot is over or a second has passed; empty before
+// systemd listens. The bound is for a system that goes down: a client that comes when its PID 1 has already told
+// everybody to end gets neither that signal nor an answer, and the shutdown waits a minute and a half for it.
+func (n *Node) systemState(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	out, _ := n.Command(ctx, "systemctl", "is-system-running", "--wait").Output()
+	return strings.TrimSpace(string(out))
 }
 
 // awaitSSH returns when sshd greets. It asks from within the node, so that it works on one that is cut off.
