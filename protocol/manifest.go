@@ -2,7 +2,9 @@ package protocol
 
 import (
 	"fmt"
+	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -16,9 +18,10 @@ const (
 	Boot        Mode = "boot"         // make it the boot default; it is proven after the next boot
 	Test        Mode = "test"         // activate and prove; the boot default stays
 	DryActivate Mode = "dry-activate" // build and say what would change; nothing is desired or kept
+	Reboot      Mode = "reboot"       // reboot, with the system that a boot staged or else the one that runs, and prove it
 )
 
-// Modes are all modes, in the order in which help lists them.
+// Modes are what a system that is brought can be deployed with, in the order in which help lists them. Reboot brings none.
 var Modes = []Mode{Switch, Boot, Test, DryActivate}
 
 // Limits of a manifest.
@@ -46,7 +49,24 @@ type File struct {
 	Exec   bool   `json:"exec,omitempty"`
 }
 
-// Manifest is all that one node has to know to reach a state: signed by a deployer, for this node.
+// Closure is a system that was built elsewhere. The node substitutes it: it evaluates and builds nothing.
+type Closure struct {
+	Path   string   `json:"path"`   // store path
+	Caches []string `json:"caches"` // URLs of binary caches, as Nix takes them, in order of preference; none: it is there already
+	Keys   []string `json:"keys"`   // public keys as Nix has them, "name:base64": one of them must have signed each path
+}
+
+// Rollback names a system that the node ran before. It needs neither files nor a network: the node has it, or says
+// that it is gone. At most one field is set; the zero value is the system that was proven before the one that runs.
+type Rollback struct {
+	Generation int    `json:"generation,omitempty"` // of the system profile
+	Path       string `json:"path,omitempty"`       // store path
+	Before     string `json:"before,omitempty"`     // what ran before this deployment; where it switched nothing, there is nothing to do
+}
+
+// Manifest is all that one node has to know to reach a state: signed by a deployer, for this node. Without a Closure
+// and a Rollback the node builds Attr from Files. With a Closure, Files is the tree that it was built from, as far as
+// that is known; with a Rollback and to reboot there are none.
 type Manifest struct {
 	Version      int       `json:"v"`
 	Node         string    `json:"node"`
@@ -57,6 +77,8 @@ type Manifest struct {
 	Files        []File    `json:"files"` // sorted by path
 	Attr         string    `json:"attr"`  // flake attribute of the system, without the flake
 	Impure       bool      `json:"impure,omitempty"`
+	Closure      *Closure  `json:"closure,omitempty"`
+	Rollback     *Rollback `json:"rollback,omitempty"`
 	Timeout      int       `json:"timeout"`       // seconds from the start of activation to the proof
 	BuildTimeout int       `json:"build_timeout"` // seconds
 	Settle       int       `json:"settle"`        // seconds for which no unit may fail after activation
@@ -75,8 +97,8 @@ func (m *Manifest) Validate() error {
 	if err := CheckName(m.Node); err != nil {
 		return err
 	}
-	if !slices.Contains(Modes, m.Mode) {
-		return fmt.Errorf("mode %q; the modes are %v", m.Mode, Modes)
+	if !slices.Contains(Modes, m.Mode) && m.Mode != Reboot {
+		return fmt.Errorf("mode %q; the modes are %v and %s", m.Mode, Modes, Reboot)
 	}
 	if (m.Serial == 0) != (m.Mode == DryActivate) {
 		return fmt.Errorf("serial %d with mode %s", m.Serial, m.Mode)
@@ -93,12 +115,113 @@ func (m *Manifest) Validate() error {
 	if m.Settle < 0 || m.Settle >= m.Timeout {
 		return fmt.Errorf("settle time %d s must be shorter than the timeout of %d s", m.Settle, m.Timeout)
 	}
+	if err := m.validateSource(); err != nil {
+		return err
+	}
 	return m.validateFiles()
 }
 
+// validateSource checks that the system is to come from exactly one place.
+func (m *Manifest) validateSource() error {
+	switch c, r := m.Closure, m.Rollback; {
+	case m.Mode == Reboot && (c != nil || r != nil || len(m.Files) > 0):
+		return fmt.Errorf("a reboot brings no system")
+	case c != nil && r != nil || r != nil && len(m.Files) > 0:
+		return fmt.Errorf("a rollback brings no system")
+	case c != nil:
+		return c.validate()
+	case r != nil:
+		return r.validate()
+	case m.Mode != Reboot && len(m.Files) == 0:
+		return fmt.Errorf("no files; 1 to %d are possible", MaxFiles)
+	}
+	return nil
+}
+
+const (
+	maxCaches   = 16
+	maxCacheURL = 1024 // bytes
+)
+
+// nixKey is a public key as nix-store --generate-binary-cache-key prints it: a name and 32 bytes in base64.
+var nixKey = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}:[A-Za-z0-9+/]{43}=$`)
+
+// nixPath is a store path, by the rules of Nix for names (libstore, path.cc).
+var nixPath = regexp.MustCompile(`^/nix/store/[0-9abcdfghijklmnpqrsvwxyz]{32}-[0-9a-zA-Z+\-_?=][0-9a-zA-Z+\-._?=]{0,210}$`)
+
+// cacheSchemes are the kinds of binary caches that a manifest may name.
+var cacheSchemes = []string{"http", "https", "s3", "file", "ssh", "ssh-ng"}
+
+// IsStorePath tells whether p has the form of the path of one store object.
+func IsStorePath(p string) bool { return nixPath.MatchString(p) }
+
+// CheckCache tells whether a binary cache may be named in a manifest: a URL, because what Nix makes of a word without
+// a scheme depends on the machine.
+func CheckCache(cache string) error {
+	u, err := url.Parse(cache)
+	if err != nil || !slices.Contains(cacheSchemes, u.Scheme) || len(cache) > maxCacheURL || strings.ContainsFunc(cache, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("binary cache %.200q: use the URL of one, by %s", cache, strings.Join(cacheSchemes, ", "))
+	}
+	if _, secret := u.User.Password(); secret {
+		return fmt.Errorf("binary cache %s: a password in a URL is no secret; use netrc on the nodes", u.Redacted())
+	}
+	return nil
+}
+
+// CheckCacheKey tells whether k is the public key of a binary cache.
+func CheckCacheKey(k string) error {
+	if !nixKey.MatchString(k) {
+		return fmt.Errorf("%.200q is no public key of a binary cache: expected name:base64, as `nix key convert-secret-to-public` prints it", k)
+	}
+	return nil
+}
+
+func (c *Closure) validate() error {
+	if !IsStorePath(c.Path) {
+		return fmt.Errorf("closure %.300q is not the path of a store object", c.Path)
+	}
+	if len(c.Caches) > maxCaches || len(c.Keys) > maxCaches {
+		return fmt.Errorf("%d binary caches and %d keys; at most %d are possible", len(c.Caches), len(c.Keys), maxCaches)
+	}
+	if len(c.Caches) > 0 && len(c.Keys) == 0 {
+		return fmt.Errorf("binary caches without a key: nothing that comes from them could be trusted")
+	}
+	for _, u := range c.Caches {
+		if err := CheckCache(u); err != nil {
+			return err
+		}
+	}
+	for _, k := range c.Keys {
+		if err := CheckCacheKey(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Rollback) validate() error {
+	set := 0
+	for _, s := range []bool{r.Generation != 0, r.Path != "", r.Before != ""} {
+		if s {
+			set++
+		}
+	}
+	switch {
+	case set > 1:
+		return fmt.Errorf("a rollback to more than one system")
+	case r.Generation < 0:
+		return fmt.Errorf("a rollback to generation %d", r.Generation)
+	case r.Path != "" && !IsStorePath(r.Path):
+		return fmt.Errorf("a rollback to %.300q, which is not the path of a store object", r.Path)
+	case r.Before != "" && !isToken(r.Before):
+		return fmt.Errorf("a rollback to before deployment %.80q, which is no deployment's id", r.Before)
+	}
+	return nil
+}
+
 func (m *Manifest) validateFiles() error {
-	if len(m.Files) == 0 || len(m.Files) > MaxFiles {
-		return fmt.Errorf("%d files; 1 to %d are possible", len(m.Files), MaxFiles)
+	if len(m.Files) > MaxFiles {
+		return fmt.Errorf("%d files; %d are possible", len(m.Files), MaxFiles)
 	}
 	var total int64
 	for i, f := range m.Files {
@@ -173,11 +296,16 @@ func isToken(s string) bool {
 // Tree is the digest of what would be built: two manifests with the same one differ in nothing that
 // reaches the closure.
 func (m *Manifest) Tree() string {
+	closure := ""
+	if m.Closure != nil {
+		closure = m.Closure.Path
+	}
 	return Digest(Encode(struct {
-		Files  []File
-		Attr   string
-		Impure bool
-	}{m.Files, m.Attr, m.Impure}))
+		Files   []File
+		Attr    string
+		Impure  bool
+		Closure string
+	}{m.Files, m.Attr, m.Impure, closure}))
 }
 
 // Blobs are the distinct digests that the manifest lists.

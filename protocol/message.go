@@ -3,7 +3,10 @@ package protocol
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // Reply answers a request, a node's or a controller's.
@@ -46,6 +49,7 @@ const (
 	Checking    Phase = "checking"
 	Confirming  Phase = "confirming"   // proven; becoming the boot default
 	Staged      Phase = "staged"       // mode boot: the boot default, to be proven after the next boot
+	Rebooting   Phase = "rebooting"    // mode reboot: until the agent is back
 	Confirmed   Phase = "confirmed"    // end: proven
 	RollingBack Phase = "rolling-back" //
 	RolledBack  Phase = "rolled-back"  // end: the old system runs again
@@ -78,6 +82,11 @@ type Beat struct {
 	Reason     string `json:"reason,omitempty"` // one line, for people
 
 	Closure      string   `json:"closure,omitempty"`    // store path that runs
+	Confirmed    string   `json:"confirmed,omitempty"`  // store path that the last confirmed manifest left; "": the one that runs, or nothing was confirmed yet
+	Profile      string   `json:"profile,omitempty"`    // store path that the system profile names, "": the one that runs
+	Booted       string   `json:"booted,omitempty"`     // store path that was booted, "": the one that runs
+	Quarantine   []string `json:"quarantine,omitempty"` // closures that it rolled back from, the newest MaxQuarantine
+	Degraded     []string `json:"degraded,omitempty"`   // of FailedUnits those that had not failed before the last confirmed manifest
 	Generation   int      `json:"generation,omitempty"` // of the system profile
 	FailedUnits  []string `json:"failed_units,omitempty"`
 	RebootNeeded bool     `json:"reboot_needed,omitempty"`
@@ -91,6 +100,9 @@ type Beat struct {
 
 	Vitals Vitals `json:"vitals"`
 }
+
+// MaxQuarantine is how many closures a beat names as quarantined.
+const MaxQuarantine = 8
 
 // Vitals are the part of a beat that changes all the time and is never written to etcd.
 type Vitals struct {
@@ -121,6 +133,18 @@ type ManifestReply struct {
 	Digest   string `json:"digest,omitempty"`
 	Manifest []byte `json:"manifest,omitempty"`
 	Account  string `json:"account,omitempty"` // the newest account JWT
+}
+
+// ManifestRequest is ShowManifest's: of a node, the manifest of a deployment or, with "", the one that it should have.
+type ManifestRequest struct {
+	Node       string `json:"node"`
+	Deployment string `json:"deployment,omitempty"`
+}
+
+// BlobRequest is ShowBlob's: a piece of a blob that a manifest of the node lists.
+type BlobRequest struct {
+	Node string `json:"node"`
+	BlobQuery
 }
 
 // BlobQuery asks for a piece of a blob that the node's manifest (by digest) lists.
@@ -161,6 +185,43 @@ type Report struct {
 	Ended       time.Time `json:"ended"`
 	FailedUnits []string  `json:"failed_units,omitempty"`
 	Log         string    `json:"log,omitempty"` // the end of the log of the step that failed, or of a dry run
+
+	Checks []CheckResult `json:"checks,omitempty"` // of the node's declared health checks, in its order
+	Plan   *UnitPlan     `json:"plan,omitempty"`   // of a dry run
+}
+
+// CheckResult is how one of the health checks that a node declares went.
+type CheckResult struct {
+	Name   string `json:"name"`
+	Kind   string `json:"kind"` // unit, tcp, http, command or file
+	Passed bool   `json:"passed"`
+	Tries  int    `json:"tries"`
+	Millis int64  `json:"ms"`               // from the activation's end to the result
+	Reason string `json:"reason,omitempty"` // what the last try that failed said, one line
+}
+
+// UnitPlan is what a switch would do.
+type UnitPlan struct {
+	Stop    []string `json:"stop,omitempty"`
+	Restart []string `json:"restart,omitempty"`
+	Reload  []string `json:"reload,omitempty"`
+	Start   []string `json:"start,omitempty"`
+
+	Packages []PackageChange `json:"packages,omitempty"` // by name; at most MaxPackages
+	More     int             `json:"more,omitempty"`     // changes that are not listed
+	Size     int64           `json:"size"`               // bytes, of the new closure
+	Growth   int64           `json:"growth"`             // bytes, by which it is larger than the one that runs
+}
+
+// MaxPackages bounds UnitPlan.Packages.
+const MaxPackages = 500
+
+// PackageChange is what becomes of a package: added without Before, removed without After.
+type PackageChange struct {
+	Name   string   `json:"name"`
+	Before []string `json:"before,omitempty"` // versions; "" is one without
+	After  []string `json:"after,omitempty"`
+	Growth int64    `json:"growth"` // bytes
 }
 
 // MaxReportLog bounds Report.Log, in bytes.
@@ -173,11 +234,16 @@ func (r *Report) Validate() error {
 		return fmt.Errorf("deployment id %q is not one subject token of at most 64 characters", r.Deployment)
 	case !r.Phase.Ended():
 		return fmt.Errorf("phase %q is not an end", r.Phase)
-	case len(r.Log) > MaxReportLog || len(r.Reason) > 4096 || len(r.FailedUnits) > 1000:
+	case len(r.Log) > MaxReportLog || len(r.Reason) > 4096 || len(r.FailedUnits) > 1000 || len(r.Checks) > MaxChecks:
 		return fmt.Errorf("the report is too long")
+	case r.Plan != nil && len(r.Plan.Packages) > MaxPackages:
+		return fmt.Errorf("the report names %d packages, the limit is %d", len(r.Plan.Packages), MaxPackages)
 	}
 	return nil
 }
+
+// MaxChecks is how many health checks a node may declare.
+const MaxChecks = 100
 
 // NodeRecord is what the controller keeps of an enrolled node, for as long as it is one.
 type NodeRecord struct {
@@ -189,6 +255,28 @@ type NodeRecord struct {
 	System   string    `json:"system,omitempty"`
 	Enrolled time.Time `json:"enrolled"`
 	By       string    `json:"by,omitempty"`
+	Lock     *Lock     `json:"lock,omitempty"` // nil: it may be deployed to
+}
+
+// Lock keeps deployments from a node: new ones that name it are refused, and those under way leave it out.
+type Lock struct {
+	Reason string    `json:"reason"`
+	By     string    `json:"by"`
+	At     time.Time `json:"at"`
+}
+
+// LockRequest is LockNode's: without a reason the lock is taken away.
+type LockRequest struct {
+	Node   string `json:"node"`
+	Reason string `json:"reason"`
+}
+
+// Validate checks that the reason is a line for people.
+func (r *LockRequest) Validate() error {
+	if len(r.Reason) > 500 || strings.ContainsFunc(r.Reason, unicode.IsControl) {
+		return fmt.Errorf("the reason must be one line of at most 500 bytes")
+	}
+	return CheckName(r.Node)
 }
 
 // Validate checks the record's form.
@@ -219,6 +307,7 @@ type Desired struct {
 // NodeState is all that the controller knows of a node.
 type NodeState struct {
 	NodeRecord
+	Serial   uint64     `json:"serial"` // highest of all manifests that it holds for the node: those that are desired, held back or were
 	Online   bool       `json:"online"`
 	LastSeen *time.Time `json:"last_seen,omitempty"` // nil: never
 	Beat     *Beat      `json:"beat,omitempty"`      // the last one
@@ -338,20 +427,30 @@ type DeployItem struct {
 	Node   string `json:"node"`
 	Serial uint64 `json:"serial"`
 	Digest string `json:"digest"` // of the signed manifest, uploaded before as a blob
+
+	// Back is the way back that a rollout with RollbackOnFailure needs for every node: a signed manifest with serial
+	// Serial+1, deployment BackID, mode switch and Rollback.Before this deployment.
+	Back string `json:"back,omitempty"`
 }
 
-// DeployRequest is Deploy's: from here on these manifests are wanted. All or none are taken over; a
-// serial that is not above the node's last one is a Conflict that names the node.
+// BackID is the id of the deployment that takes a deployment back by itself.
+func BackID(deployment string) string { return deployment + "-back" }
+
+// DeployRequest is Deploy's: from here on these manifests are wanted, and the controller releases them by the strategy;
+// a dry-activate has none. All or none are taken over; a serial that is not above the node's last one is a Conflict
+// that names the node, and so is a node that is locked.
 type DeployRequest struct {
 	Deployment string       `json:"deployment"`
 	Mode       Mode         `json:"mode"`
 	Items      []DeployItem `json:"items"`
+	Strategy   Strategy     `json:"strategy"`
+	Undoes     string       `json:"undoes,omitempty"` // the deployment that this one takes back
 }
 
 // Validate checks the request's form.
 func (r *DeployRequest) Validate() error {
-	if !isToken(r.Deployment) {
-		return fmt.Errorf("deployment id %q is not one subject token of at most 64 characters", r.Deployment)
+	if !isToken(BackID(r.Deployment)) {
+		return fmt.Errorf("deployment id %.80q is not one subject token of at most %d characters", r.Deployment, 64-len(BackID("")))
 	}
 	if len(r.Items) == 0 {
 		return fmt.Errorf("the deployment names no node")
@@ -360,19 +459,32 @@ func (r *DeployRequest) Validate() error {
 		if CheckName(i.Node) != nil || !IsDigest(i.Digest) || (i.Serial == 0) != (r.Mode == DryActivate) {
 			return fmt.Errorf("the deployment's entry for %q is not valid", i.Node)
 		}
+		if back := r.Strategy.OnFailure == RollbackOnFailure; back != (i.Back != "") || back && (!IsDigest(i.Back) || r.Mode != Switch) {
+			return fmt.Errorf("the deployment's entry for %q: a way back goes with on-failure rollback and mode switch", i.Node)
+		}
 	}
-	return nil
+	if r.Undoes != "" && !isToken(r.Undoes) {
+		return fmt.Errorf("deployment id %.80q is not one subject token of at most 64 characters", r.Undoes)
+	}
+	if r.Mode == DryActivate && !reflect.DeepEqual(r.Strategy, Strategy{}) {
+		return fmt.Errorf("a dry-activate changes nothing and has no strategy")
+	}
+	return r.Strategy.Validate()
 }
 
 // Deployment is the record of a deployment. Nodes is empty in lists.
 type Deployment struct {
-	ID      string                `json:"id"`
-	By      string                `json:"by"`
-	Created time.Time             `json:"created"`
-	Mode    Mode                  `json:"mode"`
-	Count   map[Phase]int         `json:"count"` // nodes by phase; "" is pending
-	Nodes   map[string]NodeResult `json:"nodes,omitempty"`
-	Next    string                `json:"next,omitempty"` // the name after which the next nodes are asked for
+	ID       string        `json:"id"`
+	By       string        `json:"by"`
+	Created  time.Time     `json:"created"`
+	Mode     Mode          `json:"mode"`
+	Strategy Strategy      `json:"strategy"`
+	Rollout  RolloutStatus `json:"rollout"` // of a dry-activate: running or done, in one wave
+	Undoes   string        `json:"undoes,omitempty"`
+
+	Count map[Phase]int         `json:"count"` // nodes by phase; "" is pending
+	Nodes map[string]NodeResult `json:"nodes,omitempty"`
+	Next  string                `json:"next,omitempty"` // the name after which the next nodes are asked for
 }
 
 // NodeResult is how far a node is with a deployment. Report is nil until it ended.
@@ -381,6 +493,10 @@ type NodeResult struct {
 	Phase      Phase   `json:"phase"`                // "" until the node was heard of
 	Superseded string  `json:"superseded,omitempty"` // the deployment that came after, before this one ended here
 	Report     *Report `json:"report,omitempty"`
+	Wave       int     `json:"wave"`           // from 1
+	Released   bool    `json:"released"`       // false: the node does not know of it (yet)
+	Failed     bool    `json:"failed"`         // it counts as failed
+	Note       string  `json:"note,omitempty"` // one line, for people: why it is held back, left out or counted as failed, where its report doesn't tell
 }
 
 // DeploymentList answers ListDeployments, newest first.

@@ -43,6 +43,10 @@ const (
 	Facts   Action = "facts"   // the heartbeat's facts, fresh; answered with a Beat
 	Release Action = "release" // let a quarantined closure (NameRequest: its store path, "" for all) be tried again
 
+	ListGenerations Action = "generations" // of the system profile; answered with a GenerationList
+	CollectGarbage  Action = "gc"          // GarbageRequest; answered with a GarbageReport
+	OwnFiles        Action = "own-files"   // those of NodeFiles that the node has; answered with a FileList
+
 	// Asked of the controller.
 	ListNodes       Action = "nodes"
 	ListDeployments Action = "deployments"
@@ -52,6 +56,10 @@ const (
 	PutNode         Action = "node-put"
 	RemoveNode      Action = "node-remove"
 	TagNode         Action = "node-tag"
+	LockNode        Action = "node-lock"     // LockRequest; answered with the NodeRecord
+	SteerRollout    Action = "rollout"       // RolloutOrder; answered with the Deployment
+	ShowManifest    Action = "manifest-show" // ManifestRequest; answered with a ManifestReply
+	ShowBlob        Action = "blob-show"     // BlobRequest; answered with a BlobReply
 )
 
 // leastRole is the one table of who may do what. An action without a row needs Admin.
@@ -68,6 +76,13 @@ var leastRole = map[Action]Role{
 	PutNode:         Admin,
 	RemoveNode:      Admin,
 	TagNode:         Deployer,
+	ListGenerations: Viewer,
+	CollectGarbage:  Deployer,
+	OwnFiles:        Deployer,
+	LockNode:        Deployer,
+	SteerRollout:    Deployer,
+	ShowManifest:    Viewer,
+	ShowBlob:        Viewer,
 }
 
 // LeastRole is the role that an action needs.
