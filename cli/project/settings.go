@@ -36,6 +36,8 @@ type Settings struct {
 	Fleet       string                  `yaml:"fleet"`              // a DNS label
 	Controllers []string                `yaml:"controllers"`        // tls://host:4222 and wss://host:443, in order of preference
 	Defaults    Defaults                `yaml:"defaults,omitempty"` // for every node
+	Rollout     Rollout                 `yaml:"rollout,omitempty"`  // how deployments reach their nodes, where flags don't say
+	Cache       Cache                   `yaml:"cache,omitempty"`    // the binary cache of systems that are built here
 	SSHKey      string                  `yaml:"ssh_key,omitempty"`  // name of the key pair below ssh/
 	Nodes       map[string]NodeSettings `yaml:"nodes,omitempty"`    // what differs, by node
 }
@@ -43,6 +45,7 @@ type Settings struct {
 // Defaults hold for each node that does not say otherwise.
 type Defaults struct {
 	NixOSVersion string `yaml:"nixos_version,omitempty"` // such as 25.11
+	StateVersion string `yaml:"state_version,omitempty"` // for system.stateVersion: what was the version when the nodes were new
 	NodeModule   string `yaml:"node_module,omitempty"`   // such as node_types/standalone_machine.nix, or its bare name
 	Arch         string `yaml:"arch,omitempty"`          // such as x86_64-linux
 }
@@ -50,6 +53,7 @@ type Defaults struct {
 // NodeSettings are one node's.
 type NodeSettings struct {
 	NixOSVersion string   `yaml:"nixos_version,omitempty"`
+	StateVersion string   `yaml:"state_version,omitempty"`
 	NodeModule   string   `yaml:"node_module,omitempty"`
 	Arch         string   `yaml:"arch,omitempty"`
 	Tags         []string `yaml:"tags,omitempty,flow"`
@@ -62,7 +66,11 @@ const header = `# The settings of this nix-infra project.
 #   fleet         what this fleet is called
 #   controllers   where its nodes and operators meet, in order of preference:
 #                 tls://host:4222, and wss://host:443 for networks that let nothing else out
-#   defaults      nixos_version, node_module and arch of every node
+#   defaults      nixos_version, state_version, node_module and arch of every node; state_version is what
+#                 system.stateVersion keeps: upgrade-nixos sets it to the version before the upgrade
+#   rollout       how a deployment reaches its nodes, where the flags don't say: canary, batch, order,
+#                 max_unavailable, max_failures, on_failure, soak, at, window (see nix-infra deploy --help)
+#   cache         the binary cache that deploy --build=local pushes to (push) and nodes pull from (pull, keys)
 #   ssh_key       name of the key pair below ssh/
 #   nodes         by name, what differs from the defaults, and: tags, ipv4
 `
@@ -111,6 +119,7 @@ func (s *Settings) fill() {
 func (s Settings) Node(name string) NodeSettings {
 	n := s.Nodes[name]
 	n.NixOSVersion = firstOf(n.NixOSVersion, s.Defaults.NixOSVersion)
+	n.StateVersion = firstOf(n.StateVersion, s.Defaults.StateVersion)
 	n.NodeModule = firstOf(n.NodeModule, s.Defaults.NodeModule)
 	n.Arch = firstOf(n.Arch, s.Defaults.Arch, DefaultArch)
 	return n
@@ -154,13 +163,17 @@ func (s Settings) mistakes() []mistake {
 	}
 	d := s.Defaults
 	add(validVersion(d.NixOSVersion), "defaults", "nixos_version")
+	add(validVersion(d.StateVersion), "defaults", "state_version")
 	add(validModule(d.NodeModule), "defaults", "node_module")
 	add(validArch(d.Arch), "defaults", "arch")
+	s.Rollout.mistakes(func(err error, words ...string) { add(err, append([]string{"rollout"}, words...)...) })
+	s.Cache.mistakes(func(err error, words ...string) { add(err, append([]string{"cache"}, words...)...) })
 	add(validKeyName(s.SSHKey), "ssh_key")
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		n := s.Nodes[name]
 		add(ValidNodeName(name), "nodes", name)
 		add(validVersion(n.NixOSVersion), "nodes", name, "nixos_version")
+		add(validVersion(n.StateVersion), "nodes", name, "state_version")
 		add(validModule(n.NodeModule), "nodes", name, "node_module")
 		add(validArch(n.Arch), "nodes", name, "arch")
 		add((&protocol.TagsRequest{Tags: n.Tags}).Validate(), "nodes", name, "tags")
