@@ -14,8 +14,8 @@ import (
 var placeholder = regexp.MustCompile(`\[%%(.*?)%%\]`)
 
 // fill replaces each placeholder of a text by what value gives for its key, or leaves it as it is where
-// that is false. What is filled in is not looked at again.
-func fill(text []byte, value func(line int, key string) (string, bool)) []byte {
+// that is false. What is filled in is not looked at again. before is the text in front of the placeholder.
+func fill(text []byte, value func(line int, before []byte, key string) (string, bool)) []byte {
 	matches := placeholder.FindAllSubmatchIndex(text, -1)
 	if matches == nil {
 		return text
@@ -25,7 +25,7 @@ func fill(text []byte, value func(line int, key string) (string, bool)) []byte {
 	for _, m := range matches {
 		line += bytes.Count(text[done:m[0]], []byte("\n"))
 		out.Write(text[done:m[0]])
-		if v, ok := value(line, string(text[m[2]:m[3]])); ok {
+		if v, ok := value(line, text[:m[0]], string(text[m[2]:m[3]])); ok {
 			out.WriteString(v)
 		} else {
 			out.Write(text[m[0]:m[1]])
@@ -35,6 +35,10 @@ func fill(text []byte, value func(line int, key string) (string, bool)) []byte {
 	out.Write(text[done:])
 	return out.Bytes()
 }
+
+// stateVersion is what stands before the value of system.stateVersion, and of others of that name, such as
+// home-manager's. It says with which version a machine was new, so that it is never raised.
+var stateVersion = regexp.MustCompile(`\bstateVersion\s*=\s*"$`)
 
 // slot is a kind of file; each has placeholders of its own.
 type slot int
@@ -60,7 +64,7 @@ var fixedKeys = []struct {
 }{
 	{"sshKey", []slot{baseSlot}, (*composer).sshKey},
 	{"nodeName", []slot{baseSlot, flakeSlot}, (*composer).nodeName},
-	{"nixVersion", []slot{baseSlot, flakeSlot}, (*composer).nixVersion},
+	{versionKey, []slot{baseSlot, flakeSlot}, (*composer).nixVersion},
 	{"hwArch", []slot{flakeSlot}, (*composer).hwArch},
 	{"etcdCluster", []slot{typeSlot, controlSlot}, (*composer).etcdCluster},
 	{"etcdClusterToken", []slot{controlSlot}, (*composer).etcdClusterToken},
@@ -71,6 +75,7 @@ var fixedKeys = []struct {
 }
 
 const (
+	versionKey     = "nixVersion"
 	secretPrefix   = "secrets/"
 	preBuildPrefix = "pre-build-secrets/"
 	ipv4Suffix     = ".ipv4"

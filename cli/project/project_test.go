@@ -177,11 +177,11 @@ func FuzzPlaceholders(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		same := string(fill(text, func(int, string) (string, bool) { return "", false }))
+		same := string(fill(text, func(int, []byte, string) (string, bool) { return "", false }))
 		if same != string(text) {
 			t.Errorf("%q became %q", text, same)
 		}
-		again := string(fill(text, func(line int, key string) (string, bool) {
+		again := string(fill(text, func(line int, _ []byte, key string) (string, bool) {
 			if strings.Contains(key, "\n") || line < 1 || line > 1+strings.Count(string(text), "\n") {
 				t.Errorf("%q: key %q in line %d", text, key, line)
 			}
@@ -190,7 +190,7 @@ func FuzzPlaceholders(f *testing.F) {
 		if again != string(text) {
 			t.Errorf("%q came back as %q", text, again)
 		}
-		if !strings.Contains(string(text), "[%%") && string(fill(text, func(int, string) (string, bool) { return "x", true })) != string(text) {
+		if !strings.Contains(string(text), "[%%") && string(fill(text, func(int, []byte, string) (string, bool) { return "x", true })) != string(text) {
 			t.Errorf("%q has no placeholder", text)
 		}
 		c := composer{TreeRequest: TreeRequest{Node: "n1", AllowUnknownPlaceholders: true}, project: &Project{}}

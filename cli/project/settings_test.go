@@ -31,7 +31,7 @@ ssh_key: id_home
 	}
 	want := Settings{
 		Fleet: "home", Controllers: []string{"tls://hub.example.org:4222", "wss://[2001:db8::1]:443"}, SSHKey: "id_home",
-		Defaults: Defaults{"25.10", "node_types/standalone_machine.nix", DefaultArch},
+		Defaults: Defaults{NixOSVersion: "25.10", NodeModule: "node_types/standalone_machine.nix", Arch: DefaultArch},
 		Nodes: map[string]NodeSettings{
 			"web1": {Tags: []string{"web", "eu"}, IPv4: "192.0.2.1"}, "db1": {Arch: "aarch64-linux", NixOSVersion: "25.05"}, "bare": {},
 		},
@@ -39,7 +39,7 @@ ssh_key: id_home
 	if !reflect.DeepEqual(s, want) {
 		t.Errorf("got %+v\nwant %+v", s, want)
 	}
-	if got, want := s.Node("db1"), (NodeSettings{"25.05", "node_types/standalone_machine.nix", "aarch64-linux", nil, ""}); !reflect.DeepEqual(got, want) {
+	if got, want := s.Node("db1"), (NodeSettings{NixOSVersion: "25.05", NodeModule: "node_types/standalone_machine.nix", Arch: "aarch64-linux"}); !reflect.DeepEqual(got, want) {
 		t.Errorf("db1: %+v", got)
 	}
 	if got := s.Node("nobody"); got.NixOSVersion != "25.10" || got.Arch != DefaultArch {

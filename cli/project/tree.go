@@ -58,8 +58,11 @@ type Tree struct {
 // composer is one tree in the making. It goes on after a mistake, so that all are reported together.
 type composer struct {
 	TreeRequest
-	project  *Project
-	source   source
+	project *Project
+	source  source
+
+	stateVersion string // what NixOSVersion is filled in as where it is the value of system.stateVersion
+
 	servers  []Server
 	files    []File
 	secrets  []string
@@ -108,7 +111,11 @@ func (p *Project) newComposer(r TreeRequest) (*composer, error) {
 	c := &composer{TreeRequest: r, project: p, source: src, servers: servers}
 	about, _ := c.lookup(r.Node)
 	own := p.Settings.Nodes[r.Node]
-	c.NixOSVersion = firstOf(r.NixOSVersion, own.NixOSVersion, p.Settings.Defaults.NixOSVersion)
+	c.NixOSVersion = firstOf(r.NixOSVersion, p.Settings.Node(r.Node).NixOSVersion)
+	c.stateVersion = firstOf(p.Settings.StateVersion(r.Node), c.NixOSVersion)
+	if p.Settings.Node(r.Node).StateVersion == "" {
+		c.stateVersion = min(c.stateVersion, c.NixOSVersion) // one that is given for a single deploy doesn't raise it
+	}
 	c.Arch = firstOf(r.Arch, own.Arch, about.Arch, p.Settings.Defaults.Arch, DefaultArch)
 	c.SSHKey = firstOf(r.SSHKey, p.SSHKeyName())
 	c.NodeModule = firstOf(r.NodeModule, own.NodeModule)
@@ -161,8 +168,11 @@ func (c *composer) add(from, to string, s slot) {
 
 func (c *composer) render(f File, from, to string, s slot) {
 	f.Path = to
-	f.Data = fill(f.Data, func(line int, key string) (string, bool) {
+	f.Data = fill(f.Data, func(line int, before []byte, key string) (string, bool) {
 		value, err := c.resolve(s, key)
+		if key == versionKey && err == nil && stateVersion.Match(before) {
+			value = c.stateVersion
+		}
 		if unknown := (unknownError{}); errors.As(err, &unknown) && c.AllowUnknownPlaceholders {
 			c.warnings = append(c.warnings, fmt.Sprintf("%s:%d: unknown placeholder [%%%%%s%%%%] left in place: %s", show(from), line, show(key), unknown.hint))
 			return "", false
