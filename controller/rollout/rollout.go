@@ -9,16 +9,21 @@
 //
 //   - A node counts as failed when it failed or rolled back, when it was lost on its way for longer than it may take
 //     to come back by itself, when it was confirmed and was lost or has newly failed units before all waves are through,
-//     and when it has yet to get a closure that is in quarantine on some node.
+//     and when it has yet to get a closure that is in quarantine on some node. The last never gets it while that is so.
 //   - Nothing is released once more nodes count as failed than may (Strategy.MaxFailures). What was released goes on.
+//     Stop and rollback are final, and happen to a paused rollout, too. Pause lasts until somebody resumes it, which
+//     forgives the failures that there are; where no node is left that could get it, there is nothing to pause.
 //   - Unavailable are the nodes of the rollout that were released and have not ended, those lost on their way, and those
 //     that were confirmed and are lost. No release takes their number over Strategy.MaxUnavailable.
 //   - A node that is offline, locked, removed, or that a newer deployment took is passed over: it neither holds its wave up nor
-//     counts. One that comes back, or is unlocked, before the rollout has ended is released then, as its turn allows.
-//   - A wave is through when each of its nodes has ended or is passed over; the next one begins Strategy.Soak later. A
-//     failure in that time counts.
+//     counts. One that comes back, or is unlocked, before the rollout has ended is released then, as its turn allows:
+//     at once, where its wave has begun. A node that was locked when it had been released goes on.
+//   - A wave is through when each of its nodes has ended, counts as failed, or is passed over; the next one begins
+//     Strategy.Soak later. A failure in that time counts. A wave that no node got does not soak, nor does the last one.
 //   - When all waves are through the rollout trails: nodes that were passed over are released when they are back, within the
 //     same bounds, except that what becomes of confirmed nodes counts no longer.
+//   - It is done when no node is on its way, and none is left that could get it.
+//   - Before Strategy.At and outside of Strategy.Windows nothing is released and no wave begins. What was released goes on.
 package rollout
 
 import (
@@ -40,9 +45,9 @@ const (
 	Held      Status = iota // not released
 	Underway                // released, and it has not ended
 	Succeeded               // confirmed or staged
-	Failed                  // failed or rolled back
+	Failed                  // failed or rolled back, whatever became of the node since
 	Left                    // not released, and it never will be: removed, or a newer deployment has it
-	Taken                   // released, and a newer deployment has it since, or it was removed
+	Taken                   // released and not failed, and a newer deployment has it since, or it was removed
 )
 
 // Node is a node of a rollout as it is observed now.
@@ -58,7 +63,8 @@ type Node struct {
 	Quarantined bool // held, and its closure is in quarantine on some node
 }
 
-// Rollout is what has to be remembered of a rollout, beside which nodes were released.
+// Rollout is what has to be remembered of a rollout, beside which nodes were released. Its times are UTC and without a
+// monotonic reading, so that it equals what is read back.
 type Rollout struct {
 	Strategy protocol.Strategy     `json:"strategy"`
 	State    protocol.RolloutState `json:"state"`
@@ -66,7 +72,7 @@ type Rollout struct {
 	Since    time.Time             `json:"since"`              // of the state
 	Wave     int                   `json:"wave"`               // that is being released, from 1; 0: none yet
 	Settled  time.Time             `json:"settled,omitzero"`   // when that wave was through; zero: it is not
-	Forgiven int                   `json:"forgiven,omitempty"` // failures that there were when somebody resumed it: they count no longer
+	Forgiven int                   `json:"forgiven,omitempty"` // failures that there were when somebody resumed it after too many, and still are: they count no longer
 	By       string                `json:"by,omitempty"`       // who steered it last
 }
 
@@ -74,11 +80,11 @@ type Rollout struct {
 type Decision struct {
 	Rollout Rollout   // to be remembered, where it differs, before anything is released
 	Release []string  // to release now, in order
-	Next    time.Time // when to ask again even if nothing changes; zero: no need
+	Next    time.Time // when to ask again even if nothing changes; zero: no need. That a node becomes lost is a change
 
-	Unavailable int
-	Failures    int // nodes that count as failed
+	Unavailable int // before Release
+	Failures    int // nodes that count as failed, without those that were forgiven
 	MaxFailures int
 	Failing     map[string]string // nodes that count as failed although they did not say so, and why; in a line for people
-	Passed      map[string]string // nodes that are passed over, and why
+	Passed      map[string]string // nodes that are passed over, or were when the rollout ended, and why
 }
