@@ -3,10 +3,8 @@ package nix
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os/exec"
 	"path"
 	"strings"
 	"sync"
@@ -14,10 +12,9 @@ import (
 )
 
 const (
-	tailLines   = 100      // lines that a BuildError keeps
-	maxLine     = 4 << 10  // bytes of a line; the rest of a longer one is dropped
-	maxPrinted  = 64 << 10 // bytes that nix may print as its result
-	maxOneLiner = 500      // bytes of BuildError's one line
+	tailLines  = 100      // lines that a RunError keeps
+	maxLine    = 4 << 10  // bytes of a line; the rest of a longer one is dropped
+	maxPrinted = 64 << 10 // bytes that nix may print as its result
 )
 
 // BuildRequest says what to build.
@@ -29,57 +26,13 @@ type BuildRequest struct {
 	Log     func(line string) // told each line of the log as it comes; may be nil
 }
 
-// BuildError is a build that Nix gave up. Tail is the end of its log.
-type BuildError struct {
-	Tail []string
-	Err  error
-}
-
-// Error is one line: the last thing that Nix itself called an error.
-func (e *BuildError) Error() string {
-	if e.DiskFull() {
-		return "the build failed: the disk is full; free space in /nix (nix-collect-garbage) and deploy again"
-	}
-	for i := len(e.Tail) - 1; i >= 0; i-- {
-		if reason, ok := strings.CutPrefix(strings.TrimSpace(e.Tail[i]), "error:"); ok && strings.TrimSpace(reason) != "" {
-			return "the build failed: " + oneLine(reason)
-		}
-	}
-	for i := len(e.Tail) - 1; i >= 0; i-- {
-		if line := strings.TrimSpace(e.Tail[i]); line != "" {
-			return fmt.Sprintf("the build failed (%v): %s", e.Err, oneLine(line))
-		}
-	}
-	return fmt.Sprintf("the build failed: %v", e.Err)
-}
-
-func (e *BuildError) Unwrap() error { return e.Err }
-
-// DiskFull tells whether the build ended for want of disk space.
-func (e *BuildError) DiskFull() bool {
-	for _, line := range e.Tail {
-		if strings.Contains(line, "No space left on device") || strings.Contains(line, "Disk quota exceeded") {
-			return true
-		}
-	}
-	return false
-}
-
-func oneLine(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > maxOneLiner {
-		s = s[:maxOneLiner]
-	}
-	return strings.ToValidUTF8(s, "")
-}
-
 // Build builds one output and gives its store path. It ends with ctx; a build that Nix itself gave up
-// is a *BuildError.
+// is a *RunError.
 func Build(ctx context.Context, r BuildRequest) (string, error) {
 	if !path.IsAbs(r.Dir) || strings.ContainsAny(r.Dir, "#?%") {
 		return "", fmt.Errorf("folder %q can't be named in a flake reference: it has to be absolute, without #, ? and %%", r.Dir)
 	}
-	args := []string{"--extra-experimental-features", "nix-command flakes",
+	args := []string{"--extra-experimental-features", features,
 		"build", "path:" + r.Dir + "#" + r.Attr, "--print-out-paths", "--print-build-logs", "--log-format", "raw"}
 	if r.OutLink != "" {
 		args = append(args, "--out-link", r.OutLink)
@@ -89,26 +42,9 @@ func Build(ctx context.Context, r BuildRequest) (string, error) {
 	if r.Impure {
 		args = append(args, "--impure")
 	}
-	c, err := command(ctx, "nix", args...)
-	if err != nil {
-		return "", err
-	}
-	c.Dir = "/"
 	out := &bounded{limit: maxPrinted}
-	c.Stdout = out
-	log := &lines{each: r.Log}
-	c.Stderr = log
-	err = run(c)
-	log.flush()
-	if ctx.Err() != nil {
-		return "", fmt.Errorf("the build was stopped: %w", context.Cause(ctx))
-	}
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		return "", &BuildError{Tail: log.tail, Err: err}
-	case err != nil:
-		return "", fmt.Errorf("can't run nix: %w", err)
+	if err := (job{what: "the build", program: "nix", args: args, log: r.Log, out: out}).run(ctx); err != nil {
+		return "", err
 	}
 	return builtPath(string(out.data))
 }

@@ -1,8 +1,9 @@
 // Package nix drives Nix on a machine: builds, the system profile, gc roots, and what can be read off
 // a system's store path.
 //
-// Start here: store paths and how Nix is run. build.go builds, system.go reads and sets systems,
-// root.go keeps closures from the garbage collector.
+// Start here: store paths and how programs are run. run.go runs Nix's own. build.go builds, cache.go brings
+// closures from binary caches and to them, closure.go tells what is in them, system.go reads and sets systems,
+// generation.go is about the systems before, root.go keeps closures from the garbage collector.
 //
 // Nothing here goes through a shell, and nothing that Nix prints is believed to be a store path before
 // it was checked to be one.
@@ -20,6 +21,9 @@ import (
 	"syscall"
 	"time"
 )
+
+// features are those of Nix that we use and that it still calls experimental.
+const features = "nix-command flakes"
 
 // StoreDir is where Nix keeps what it builds.
 const StoreDir = "/nix/store"
@@ -80,10 +84,10 @@ func LookPath(program string) (string, error) {
 	return "", fmt.Errorf("%s is not installed: looked in %s", program, SearchPath())
 }
 
-// run runs a command as one that the kernel may end where memory runs out. A service such as an agent is
+// Run runs a command as one that the kernel may end where memory runs out. A service such as an agent is
 // kept from that, and what it starts would be, too: what fills the memory could then be nothing but what
 // matters.
-func run(c *exec.Cmd) error {
+func Run(c *exec.Cmd) error {
 	if err := c.Start(); err != nil {
 		return err
 	}
@@ -111,7 +115,10 @@ func command(ctx context.Context, program string, args ...string) (*exec.Cmd, er
 	c := exec.CommandContext(ctx, file, args...)
 	// A multi-call binary such as nix's goes by the name under which it was called.
 	c.Args[0] = program
-	c.Env = append(os.Environ(), "HOME=/root", "PATH="+SearchPath())
+	c.Env = append(os.Environ(), "PATH="+SearchPath())
+	if os.Getenv("HOME") == "" { // a service of the system has none, and Nix wants one
+		c.Env = append(c.Env, "HOME=/root")
+	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error {
 		group := -c.Process.Pid

@@ -8,8 +8,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -49,26 +47,6 @@ func resolve(link string) (string, error) {
 	return p, nil
 }
 
-// Generation is the number of the system profile's current generation; 0 where it was never set.
-func Generation() (int, error) { return generation(SystemProfile) }
-
-func generation(profile string) (int, error) {
-	link, err := os.Readlink(profile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	number, ok := strings.CutPrefix(path.Base(link), path.Base(profile)+"-")
-	number, ok2 := strings.CutSuffix(number, "-link")
-	n, err := strconv.Atoi(number)
-	if !ok || !ok2 || err != nil || n < 1 {
-		return 0, fmt.Errorf("%s points to %q, which is no generation of it", profile, link)
-	}
-	return n, nil
-}
-
 // SetProfile makes a store path the system profile's newest generation. It does not touch the boot
 // loader: that is the work of the path's own switch-to-configuration boot, which reads the profile.
 func SetProfile(ctx context.Context, storePath string) error {
@@ -77,17 +55,8 @@ func SetProfile(ctx context.Context, storePath string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, profileTimeout)
 	defer cancel()
-	c, err := command(ctx, "nix-env", "-p", SystemProfile, "--set", storePath)
-	if err != nil {
-		return err
-	}
-	log := &lines{}
-	c.Stdout, c.Stderr = log, log
-	if err := run(c); err != nil {
-		log.flush()
-		return fmt.Errorf("can't set %s to %s (%v): %s", SystemProfile, storePath, err, oneLine(strings.Join(log.tail, " ")))
-	}
-	return nil
+	return job{what: fmt.Sprintf("setting %s to %s", SystemProfile, storePath), program: "nix-env",
+		args: []string{"-p", SystemProfile, "--set", storePath}}.run(ctx)
 }
 
 // RebootNeeded tells whether the current system brings another kernel, initrd or kernel modules than

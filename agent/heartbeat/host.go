@@ -68,7 +68,7 @@ func (h *Host) aboutSystem(b *protocol.Beat) {
 		h.reboot = booted != "" && nix.RebootNeeded(booted, running)
 	}
 	b.Closure, b.NixOS, b.System, b.RebootNeeded = running, h.nixos, h.system, h.reboot
-	if generation, err := nix.Generation(); err == nil {
+	if generation, err := nix.CurrentGeneration(); err == nil {
 		b.Generation = generation
 	}
 }

@@ -97,7 +97,7 @@ func (e *Engine) fail(a *attempt, reason error) {
 
 // buildTail is the end of the log of a failed build, "" for other errors.
 func buildTail(err error) string {
-	var be *nix.BuildError
+	var be *nix.RunError
 	if !errors.As(err, &be) {
 		return ""
 	}

@@ -74,7 +74,7 @@ func (h *SystemdHost) Observe(ctx context.Context) (Observation, error) {
 		h.log.Warn("the system profile can't be read", "error", err)
 		o.Profile = ""
 	}
-	if o.Generation, err = nix.Generation(); err != nil {
+	if o.Generation, err = nix.CurrentGeneration(); err != nil {
 		h.log.Warn("the generation can't be read", "error", err)
 	}
 	id, err := os.ReadFile(bootIDFile)
