@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +130,21 @@ func TestNodes(t *testing.T) {
 		must(t, conn.Close())
 		if out, err := exec.Command("ip", "route", "get", beta.IP).CombinedOutput(); err == nil {
 			t.Errorf("this machine itself has a route to the nodes: %s", out)
+		}
+	})
+
+	t.Run("listen", func(t *testing.T) {
+		listener, err := l.Listen(t.Context(), "tcp", l.HostIP()+":0")
+		must(t, err)
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "to %s", r.RemoteAddr)
+		})}
+		go server.Serve(listener) //nolint:errcheck // it ends when it is closed
+		defer server.Close()
+		const get = `exec 3<>/dev/tcp/operator/$0; printf 'GET / HTTP/1.0\r\n\r\n' >&3; tail -n 1 <&3`
+		out, err := alpha.Exec(t.Context(), "bash", "-c", get, strconv.Itoa(listener.Addr().(*net.TCPAddr).Port))
+		if err != nil || !strings.Contains(string(out), "to "+alpha.IP+":") {
+			t.Errorf("a server in the test's own process: %v: %s", err, out)
 		}
 	})
 

@@ -58,7 +58,9 @@ func TestSystem(t *testing.T) {
 		{"Firewall", testFirewall},
 		{"PowerCut", testPowerCut},
 		{"Boot", testBoot},
+		{"BootMenu", testBootMenu},
 		{"Kernel", testKernel},
+		{"Packages", testPackages},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			part.run(t, m)
@@ -224,11 +226,11 @@ func testEtc(t *testing.T, m *machine) {
 }
 
 func testDryActivate(t *testing.T, m *machine) {
-	m.ok(t, m.build(t, module(service("one", "1", ""), service("two", "2", ""))), "test")
+	m.ok(t, m.build(t, module(service("one", "1", ""), service("two", "2", ""), service("kept", "1", "restartIfChanged = false;"))), "test")
 	one, current := m.pid(t, "one"), m.current(t)
-	next := m.build(t, module(service("one", "changed", ""), service("three", "3", ""), `etc."dry".text = "";`, `activationScript = "touch /run/dry";`))
+	next := m.build(t, module(service("one", "changed", ""), service("three", "3", ""), service("kept", "2", "restartIfChanged = false;"), `etc."dry".text = "";`, `activationScript = "touch /run/dry";`))
 	contains(t, m.ok(t, next, "dry-activate"), "would stop the following units: one.service, two.service\n",
-		"would activate the configuration...", "would start the following units: one.service, three.service\n")
+		"would NOT stop the following changed units: kept.service\n", "would activate the configuration...\n", "would start the following units: one.service, three.service\n")
 	if m.pid(t, "one") != one || m.current(t) != current {
 		t.Error("it changed something")
 	}
@@ -388,6 +390,24 @@ func testBoot(t *testing.T, m *machine) {
 	m.sh(t, "nix-env --profile /nix/var/nix/profiles/system --set "+m.base)
 }
 
+// An older generation, picked in the boot menu, boots once.
+func testBootMenu(t *testing.T, m *machine) {
+	next := m.build(t, module(service("next", "next", "")))
+	m.sh(t, "nix-env --profile /nix/var/nix/profiles/system --set "+next)
+	m.ok(t, next, "switch")
+	m.sh(t, `ln -s "$(cat /boot/testos/entries/generation-1.conf)" /boot/testos/once`)
+	must(t, m.Reboot(t.Context()))
+	if m.current(t) != m.base || m.sh(t, "readlink /run/booted-system /boot/testos/default") != m.base+"\n"+next {
+		t.Error("it did not boot what was picked, or changed the boot default")
+	}
+	m.sh(t, "! systemctl is-active next && ! systemctl cat next 2>/dev/null")
+	must(t, m.Reboot(t.Context()))
+	if m.current(t) != next {
+		t.Error("it did not boot the default after that")
+	}
+	m.sh(t, "systemctl is-active next; nix-env --profile /nix/var/nix/profiles/system --set "+m.base)
+}
+
 func testKernel(t *testing.T, m *machine) {
 	const differ = "for x in kernel initrd kernel-modules; do [ $(readlink -f /run/booted-system/$x) = $(readlink -f %s/$x) ] || echo $x; done"
 	m.ok(t, m.base, "boot")
@@ -400,4 +420,17 @@ func testKernel(t *testing.T, m *machine) {
 	if got := m.sh(t, fmt.Sprintf(differ, other)); got != "kernel\ninitrd\nkernel-modules" {
 		t.Errorf("with another kernel these differ: %q", got)
 	}
+}
+
+// Packages have names and versions, which tools that compare closures go by.
+func testPackages(t *testing.T, m *machine) {
+	with := func(version string) string {
+		return m.build(t, `{ testos, ... }: { packages = [ (testos.run "app-`+version+`" "mkdir -p $out/bin; echo echo `+version+` >$out/bin/app; chmod 555 $out/bin/app") ]; }`)
+	}
+	first, second := with("1.2"), with("1.10")
+	m.ok(t, first, "test")
+	if got := m.sh(t, "/run/current-system/sw/bin/app"); got != "1.2" {
+		t.Errorf("app says %q", got)
+	}
+	contains(t, m.sh(t, "nix store diff-closures "+first+" "+second), "app: 1.2 → 1.10")
 }

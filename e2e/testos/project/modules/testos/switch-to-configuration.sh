@@ -108,7 +108,7 @@ done
 
 if [ "$action" = dry-activate ]; then
   tell "would stop the following units:" "${stop[@]}"
-  tell "would NOT restart the following changed units:" "${skip[@]}"
+  tell "would NOT stop the following changed units:" "${skip[@]}"
   say "would activate the configuration..."
   tell "would reload the following units:" "${!reload[@]}"
   tell "would restart the following units:" "${!restart[@]}"
