@@ -2,8 +2,8 @@
 // describes, answers signed questions, and tells the controllers how the machine is.
 //
 // Start with Run, which puts the parts together: link (the connection), reconcile (deploying),
-// heartbeat (telling), query (answering), audit (the record). requests.go is the table of what a node
-// can be asked, enrol.go is how a machine becomes a node.
+// heartbeat (telling), query (answering), audit (the record), local (root on the machine itself).
+// requests.go is the table of what a node can be asked, enrol.go is how a machine becomes a node.
 //
 // # The service
 //
@@ -41,6 +41,7 @@ import (
 	"github.com/nix-infra/nix-infra/agent/audit"
 	"github.com/nix-infra/nix-infra/agent/heartbeat"
 	"github.com/nix-infra/nix-infra/agent/link"
+	"github.com/nix-infra/nix-infra/agent/local"
 	"github.com/nix-infra/nix-infra/agent/query"
 	"github.com/nix-infra/nix-infra/agent/reconcile"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -179,7 +180,8 @@ func (a *agent) openEngine() error {
 // run is the parts at work, until ctx ends or one of them does.
 func (a *agent) run(ctx context.Context) error {
 	all, ctx := errgroup.WithContext(ctx)
-	parts := []func(context.Context) error{a.engine.Run, a.link.Run, a.heart.Run, a.audit.Run,
+	here := &local.Server{Path: Socket(a.o.Dir), Engine: a.engine, Log: a.o.Log.With("part", "local")}
+	parts := []func(context.Context) error{a.engine.Run, a.link.Run, a.heart.Run, a.audit.Run, here.Run,
 		func(ctx context.Context) error { return a.server.Serve(ctx, a.questions) }}
 	if a.units != nil {
 		parts = append(parts, a.units.Run)
@@ -216,6 +218,10 @@ func (a *agent) close() error {
 func (a *agent) complete(b *protocol.Beat) {
 	s := a.engine.State()
 	b.Serial, b.Deployment, b.Phase, b.Reason = s.Serial, s.Deployment, s.Phase, s.Reason
+	b.Quarantine = a.engine.InQuarantine()
+	if confirmed := a.engine.Confirmed(); confirmed != b.Closure {
+		b.Confirmed = confirmed
+	}
 	b.IPv4 = a.link.LocalIPv4()
 	b.Account = a.accountIssued()
 }
@@ -278,6 +284,14 @@ func (a *agent) saveAccount(token string) {
 	if err := a.machine.SaveAccount(token); err != nil {
 		a.o.Log.Error("a newer account JWT can't be kept; a restart would forget who was revoked", "error", err)
 	}
+}
+
+// Socket is where the agent of a folder takes the orders of root on the machine itself.
+func Socket(dir string) string {
+	if dir == DefaultDir {
+		return "/run/nix-infra-agent.sock"
+	}
+	return filepath.Join(dir, "agent.sock")
 }
 
 // lock keeps a second agent out of the folder. The lock ends with the process at the latest. One that

@@ -23,6 +23,7 @@ import (
 	"github.com/nix-infra/nix-infra/agent/link"
 	"github.com/nix-infra/nix-infra/agent/reconcile"
 	"github.com/nix-infra/nix-infra/agent/testfleet"
+	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/machine"
 )
@@ -52,6 +53,11 @@ func (h *host) Build(context.Context, reconcile.Build) (string, error) {
 	h.built++
 	return "", errors.New("nothing can be built here")
 }
+func (h *host) Substitute(context.Context, reconcile.Substitution) error {
+	return errors.New("there is no cache here")
+}
+func (h *host) Generations(context.Context) ([]nix.Generation, error)  { return nil, nil }
+func (h *host) Check(string) error                                     { return nil }
 func (h *host) SetProfile(context.Context, string) error               { h.did("profile"); return nil }
 func (h *host) Arm(context.Context, reconcile.Revert) error            { h.did("arm"); return nil }
 func (h *host) Disarm(context.Context, reconcile.Revert) (bool, error) { return false, nil }

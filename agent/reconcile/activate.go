@@ -4,20 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/nix-infra/nix-infra/agent/health"
-	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol"
-)
-
-// Names of our gc roots.
-const (
-	rootBuilt   = "built"
-	rootNew     = "new"
-	rootOld     = "old"
-	rootCurrent = "current"
 )
 
 const (
@@ -29,10 +21,18 @@ const (
 	renewTime     = 30 * time.Second // from the order to restart the agent to its end
 )
 
-// revert is the way back: to what ran or, in mode boot, to what would have booted.
+// number names the attempt's units.
+func (a *attempt) number() uint64 {
+	if a.Local {
+		return uint64(a.Started.Unix())
+	}
+	return a.Serial
+}
+
+// revert is the way back: to what ran or, where the system is proven after a boot, to what would have booted.
 func (a *attempt) revert() Revert {
-	r := Revert{Serial: a.Serial, Old: a.Old, Timeout: time.Duration(a.Timeout) * time.Second}
-	if a.Mode == protocol.Boot {
+	r := Revert{Number: a.number(), Old: a.Old, Timeout: time.Duration(a.Timeout) * time.Second}
+	if a.boots() {
 		r.Old = a.OldProfile
 	}
 	return r
@@ -40,12 +40,12 @@ func (a *attempt) revert() Revert {
 
 func (a *attempt) activation() Job {
 	// systemd's own limit is only there for the case that neither timer nor agent is.
-	return Job{Unit: unitName("activate", a.Serial, "service"), Closure: a.New, Action: "test",
+	return Job{Unit: unitName("activate", a.number(), "service"), Closure: a.New, Action: "test",
 		Timeout: time.Duration(a.Timeout+60) * time.Second}
 }
 
 func (a *attempt) bootJob() Job {
-	return Job{Unit: unitName("boot", a.Serial, "service"), Closure: a.New, Action: "boot", Timeout: bootTimeout}
+	return Job{Unit: unitName("boot", a.number(), "service"), Closure: a.New, Action: "boot", Timeout: bootTimeout}
 }
 
 // left is the time until the attempt has to be proven. A little of it is kept for the confirming.
@@ -160,7 +160,7 @@ func (e *Engine) check(ctx context.Context, a *attempt) {
 			}
 			return failed, nil
 		},
-		Before: a.Failed, Probe: e.o.Upstream.Probe, Settle: time.Duration(a.Settle) * time.Second,
+		Before: a.Failed, Probe: e.probe(a), Settle: time.Duration(a.Settle) * time.Second,
 	})
 	var failure *health.Failure
 	switch {
@@ -196,23 +196,42 @@ func (e *Engine) confirm(ctx context.Context, a *attempt, m *protocol.Manifest) 
 		e.toRollback(ctx, a, err.Error(), nil)
 		return
 	}
-	var reason string
-	if a.Mode != protocol.Test {
-		if err := e.install(m, e.installedManifest()); err != nil {
-			reason = fmt.Sprintf("proven and kept, but %s is not up to date: %v", e.o.Etc, err)
-		}
-	}
-	key, err := e.treeKey(m)
-	if err != nil {
-		e.o.Log.Warn("the next deploy has to build again", "error", err)
-	}
+	c, reason := e.settled(a, m)
 	if obs, err = e.observe(ctx); err != nil {
 		e.o.Log.Warn("confirmed, and the generation is unknown", "error", err)
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	e.confirmed(a, key, obs.Generation, reason)
+	e.confirmed(a, c, obs.Generation, reason)
+}
+
+// settled brings the node's source tree up to date and makes the entry of the history, nil where nothing was
+// deployed: a reboot that brought no other system. The reason says what is not as it should be.
+func (e *Engine) settled(a *attempt, m *protocol.Manifest) (c *Confirmation, reason string) {
+	if a.backless() {
+		return nil, ""
+	}
+	made, digest := e.madeOf(a, m)
+	if a.Mode != protocol.Test {
+		reason = e.show(a, made)
+	}
+	c = &Confirmation{Digest: digest}
+	switch {
+	case made == nil || reason != "":
+	case a.Rollback:
+		// The node's own files may be others than when it was built.
+		e.mu.Lock()
+		before, _ := e.j.newest(func(b Confirmation) bool { return b.Digest == digest && b.Closure == a.New })
+		e.mu.Unlock()
+		c.Tree = before.Tree
+	default:
+		var err error
+		if c.Tree, err = e.treeKey(made); err != nil {
+			e.o.Log.Warn("the next deploy has to build again", "error", err)
+		}
+	}
+	return c, reason
 }
 
 // secure sets the profile and the boot default and disarms the revert. An error means: go back.
@@ -271,22 +290,25 @@ func (e *Engine) installedManifest() *protocol.Manifest {
 	return m
 }
 
-func (e *Engine) confirmed(a *attempt, key string, generation int, reason string) {
-	e.setRoots(map[string]string{rootCurrent: a.New, rootNew: "", rootOld: "", rootBuilt: ""})
+// confirmed ends an attempt that was proven. c has what the node's source tree shows.
+func (e *Engine) confirmed(a *attempt, c *Confirmation, generation int, reason string) {
 	e.end(a, protocol.Confirmed, reason, generation, func(j *journal) {
-		j.Current = &current{Serial: a.Serial, Deployment: a.Deployment, Digest: a.Digest, Mode: a.Mode, Tree: key, Closure: a.New}
-		if a.Mode != protocol.Test && reason == "" {
-			j.Installed = a.Digest
+		if a.BootID != "" { // else nothing was done
+			j.Baseline = slices.Sorted(slices.Values(a.Failed))
+			if j.Baseline == nil {
+				j.Baseline = []string{}
+			}
+		}
+		if c == nil {
+			return
+		}
+		c.Serial, c.Deployment, c.Mode, c.Closure, c.Before, c.Time = a.Serial, a.Deployment, a.Mode, a.New, a.Old, e.now()
+		j.remember(*c)
+		if a.Mode != protocol.Test && reason == "" && c.Digest != "" {
+			j.Installed = c.Digest
 		}
 	})
-}
-
-func (e *Engine) setRoots(roots map[string]string) {
-	for name, closure := range roots {
-		if err := nix.SetRoot(e.o.Roots, name, closure); err != nil {
-			e.o.Log.Warn("a gc root can't be set", "root", name, "error", err)
-		}
-	}
+	e.keepRoots(a.New)
 }
 
 func (e *Engine) disarmQuietly(ctx context.Context, a *attempt) {
@@ -302,6 +324,10 @@ func (e *Engine) toRollback(ctx context.Context, a *attempt, reason string, unit
 		return
 	}
 	log := e.evidence(ctx, a, units)
+	if a.backless() {
+		e.failWithout(a, reason, units, log)
+		return
+	}
 	_ = e.move(a, protocol.RollingBack, func() {
 		a.Reason, a.NewUnits, a.Log = clip(reason, maxReason), units[:min(len(units), maxUnits)], log
 	})
@@ -309,7 +335,8 @@ func (e *Engine) toRollback(ctx context.Context, a *attempt, reason string, unit
 
 // evidence collects the log of the activation and of the units that newly failed.
 func (e *Engine) evidence(ctx context.Context, a *attempt, units []string) string {
-	if a.Mode == protocol.Boot && len(units) == 0 || a.New == a.Old {
+	activated := !a.boots() && a.New != a.Old
+	if !activated && len(units) == 0 {
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, evidenceTime)
@@ -322,7 +349,7 @@ func (e *Engine) evidence(ctx context.Context, a *attempt, units []string) strin
 		}
 		fmt.Fprintf(&b, "== %s\n%s\n", unit, strings.TrimSpace(log))
 	}
-	if a.Mode != protocol.Boot {
+	if activated {
 		add(a.activation().Unit, activateLines)
 	}
 	for _, u := range units[:min(len(units), evidenceUnits)] {

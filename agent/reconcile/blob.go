@@ -120,12 +120,9 @@ func (c *cache) drop(digest string) {
 
 // fetch brings all blobs of a manifest and hands each, once, to use.
 func (e *Engine) fetch(ctx context.Context, digest string, m *protocol.Manifest, use func(blob string, data []byte) error) error {
-	sizes := map[string]int64{}
-	for _, f := range m.Files {
-		if known, ok := sizes[f.SHA256]; ok && known != f.Size {
-			return fmt.Errorf("file %q has %d bytes by the manifest, and another file of the same content %d", f.Path, f.Size, known)
-		}
-		sizes[f.SHA256] = f.Size
+	sizes, err := blobSizes(m)
+	if err != nil {
+		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(blobsAtOnce)
@@ -150,6 +147,18 @@ func (e *Engine) fetch(ctx context.Context, digest string, m *protocol.Manifest,
 	return group.Wait()
 }
 
+// blobSizes are the sizes of a manifest's blobs, unpacked.
+func blobSizes(m *protocol.Manifest) (map[string]int64, error) {
+	sizes := map[string]int64{}
+	for _, f := range m.Files {
+		if known, ok := sizes[f.SHA256]; ok && known != f.Size {
+			return nil, fmt.Errorf("file %q has %d bytes by the manifest, and another file of the same content %d", f.Path, f.Size, known)
+		}
+		sizes[f.SHA256] = f.Size
+	}
+	return sizes, nil
+}
+
 // fetchBlob fetches one blob; what does not hash to its name is fetched again.
 func (e *Engine) fetchBlob(ctx context.Context, manifest, blob string, size int64) ([]byte, error) {
 	var data []byte
@@ -160,15 +169,22 @@ func (e *Engine) fetchBlob(ctx context.Context, manifest, blob string, size int6
 		if err != nil {
 			return fmt.Errorf("can't fetch blob %s: %w", blob, err)
 		}
-		if data, err = unpack(packed, size); err != nil {
-			return fmt.Errorf("blob %s: %w", blob, err)
-		}
-		if protocol.Digest(data) != blob {
-			return fmt.Errorf("blob %s arrived with other content than its name says", blob)
-		}
-		return nil
+		data, err = openBlob(packed, blob, size)
+		return err
 	})
 	return data, err
+}
+
+// openBlob unpacks a blob and holds it against its name.
+func openBlob(packed []byte, blob string, size int64) ([]byte, error) {
+	data, err := unpack(packed, size)
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", blob, err)
+	}
+	if protocol.Digest(data) != blob {
+		return nil, fmt.Errorf("blob %s arrived with other content than its name says", blob)
+	}
+	return data, nil
 }
 
 // unpack decodes zstd. However the frame was made, it never grows past twice the largest file: that is

@@ -28,7 +28,7 @@ func (e *Engine) makeDefault(ctx context.Context, a *attempt) {
 	e.end(a, protocol.Staged, "", obs.Generation, func(*journal) { a.BootSet = true })
 }
 
-// resumeBoot brings an attempt of mode boot to a phase that can be driven on. The package comment has
+// resumeBoot brings an attempt of mode boot or reboot to a phase that can be driven on. The package comment has
 // the table.
 func (e *Engine) resumeBoot(ctx context.Context, a *attempt, obs Observation) {
 	if obs.BootID == a.BootID {
@@ -39,12 +39,12 @@ func (e *Engine) resumeBoot(ctx context.Context, a *attempt, obs Observation) {
 		// The power went while the boot default was being written: it may be either. Written again, it is
 		// the new one for certain; what was booted meanwhile does not matter.
 		_ = e.note("", func() { a.BootID = obs.BootID })
-	case protocol.Staged, protocol.Checking:
+	case protocol.Staged, protocol.Rebooting, protocol.Checking:
 		if obs.Running != a.New {
 			e.toRollback(ctx, a, fmt.Sprintf("the machine booted %s instead", obs.Running), nil)
 			return
 		}
-		if a.Phase == protocol.Staged {
+		if a.Phase != protocol.Checking {
 			_ = e.move(a, protocol.Checking, func() { e.setDeadline(a, obs) })
 			return
 		}
@@ -53,12 +53,12 @@ func (e *Engine) resumeBoot(ctx context.Context, a *attempt, obs Observation) {
 }
 
 // unstage takes a staged system back before a newer manifest goes on: the boot default never names a
-// system that nobody waits for. false: ctx ended first.
+// system that nobody waits for. A reboot is what it waits for, and takes it over. false: ctx ended first.
 func (e *Engine) unstage(ctx context.Context, o *order) bool {
 	e.mu.Lock()
 	a := e.j.Attempt
 	e.mu.Unlock()
-	if a == nil || a.Phase != protocol.Staged {
+	if a == nil || a.Phase != protocol.Staged || o.m.Mode == protocol.Reboot {
 		return true
 	}
 	e.spare(a)

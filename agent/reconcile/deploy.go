@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,32 +33,44 @@ func (e *Engine) deploy(ctx context.Context, o *order) (next *order) {
 	if !e.unstage(ctx, o) {
 		return nil
 	}
-	a, err := e.accept(o)
+	a, err := e.accept(ctx, o)
 	if err != nil {
 		e.refuse.add(o.digest, time.Now().Add(unwrittenFor))
 		e.setNotice(fmt.Sprintf("deployment %s can't be accepted: %v", o.m.Deployment, err))
-		e.recordEnd(o.by, o.m.Deployment, protocol.FailedPhase, "it can't be accepted: "+err.Error())
+		e.giveUp(o, "it can't be accepted: "+err.Error())
 		return nil
 	}
 	return e.drive(ctx, a, o.m)
 }
 
+// giveUp ends an order that did not become an attempt.
+func (e *Engine) giveUp(o *order, reason string) {
+	e.recordEnd(o.by, o.m.Deployment, protocol.FailedPhase, reason)
+	e.box.fail(o.m.Deployment, clip(reason, maxReason))
+	e.followers.tell(o.m.Deployment, protocol.Event{Version: protocol.Version, Time: e.now(), Phase: protocol.FailedPhase, Reason: clip(reason, maxReason)})
+}
+
 // accept stores the manifest and makes it the attempt: from here on its serial is seen.
-func (e *Engine) accept(o *order) (*attempt, error) {
+func (e *Engine) accept(ctx context.Context, o *order) (*attempt, error) {
 	if err := e.write(filepath.Join(e.o.Dir, manifestsDir, o.digest), o.doc, 0o600); err != nil {
 		return nil, fmt.Errorf("%w; free space in %s", err, e.o.Dir)
 	}
 	m := o.m
 	a := &attempt{Digest: o.digest, Serial: m.Serial, Deployment: m.Deployment, Mode: m.Mode, Timeout: m.Timeout, Settle: m.Settle, Started: e.now(),
-		User: o.by.Name, Role: o.by.Role}
+		User: o.by.Name, Role: o.by.Role, Rollback: m.Rollback != nil, Local: o.unsigned, Offline: o.local && !e.reached(ctx)}
 	e.mu.Lock()
-	seen, before := e.j.Seen, e.j.State
+	seen, newest, before, staged := e.j.Seen, e.j.Newest, e.j.State, e.j.Attempt
 	e.notice = ""
 	e.mu.Unlock()
-	err := e.move(a, protocol.Accepted, func() { e.j.Seen = m.Serial })
+	a.Staged = staged // only a reboot finds one here
+	err := e.move(a, protocol.Accepted, func() {
+		if !o.unsigned {
+			e.j.Seen, e.j.Newest = m.Serial, m.Deployment
+		}
+	})
 	if err != nil {
 		// Nothing was done for it yet, so it may as well not have come.
-		_ = e.update("", func(j *journal) { j.Seen, j.State, j.Attempt = seen, before, nil })
+		_ = e.update("", func(j *journal) { j.Seen, j.Newest, j.State, j.Attempt = seen, newest, before, staged })
 	}
 	return a, err
 }
@@ -77,6 +88,8 @@ func (e *Engine) drive(ctx context.Context, a *attempt, m *protocol.Manifest) (n
 			} else {
 				e.activate(ctx, a)
 			}
+		case protocol.Rebooting:
+			e.reboot(ctx, a)
 		case protocol.Checking:
 			e.check(ctx, a)
 		case protocol.Confirming:
@@ -107,32 +120,14 @@ func buildTail(err error) string {
 // prepare goes from a manifest to a closure and decides what to do with it.
 func (e *Engine) prepare(ctx context.Context, a *attempt, m *protocol.Manifest) (next *order) {
 	obs, err := e.observe(ctx)
-	if err == nil {
-		var done bool
-		if done, err = e.unchanged(a, m, obs); done {
-			return nil
-		}
-	}
-	if err == nil {
-		err = e.move(a, protocol.Fetching, nil)
-	}
-	if err == nil {
-		next, err = e.interruptible(ctx, fetchTimeout, "fetching", func(ctx context.Context) error {
-			return e.fetchTree(ctx, a.Digest, m)
-		})
-	}
-	if err == nil {
-		err = e.move(a, protocol.Building, nil)
-	}
-	var closure string
-	if err == nil {
-		next, err = e.interruptible(ctx, buildLimit(m), "building", func(ctx context.Context) (err error) {
-			closure, err = e.build(ctx, m)
-			return err
-		})
-	}
-	if err == nil {
-		err = e.decide(ctx, a, closure)
+	switch {
+	case err != nil:
+	case a.Mode == protocol.Reboot:
+		err = e.prepareReboot(a, obs)
+	case a.Rollback:
+		err = e.prepareRollback(ctx, a, m, obs)
+	default:
+		next, err = e.prepareNew(ctx, a, m, obs)
 	}
 	if err != nil && ctx.Err() == nil {
 		e.fail(a, err)
@@ -140,12 +135,74 @@ func (e *Engine) prepare(ctx context.Context, a *attempt, m *protocol.Manifest) 
 	return next
 }
 
+// prepareNew builds or substitutes the system.
+func (e *Engine) prepareNew(ctx context.Context, a *attempt, m *protocol.Manifest, obs Observation) (next *order, err error) {
+	if m.Closure != nil {
+		if err := e.tryable(m.Closure.Path); err != nil {
+			return nil, err
+		}
+	}
+	if done, err := e.unchanged(a, m, obs); done || err != nil {
+		return nil, err
+	}
+	if err := e.move(a, protocol.Fetching, nil); err != nil {
+		return nil, err
+	}
+	next, err = e.interruptible(ctx, fetchTimeout, "fetching", func(ctx context.Context) error {
+		return e.fetchTree(ctx, a.Digest, m)
+	})
+	if err != nil {
+		return next, err
+	}
+	if err := e.move(a, protocol.Building, nil); err != nil {
+		return nil, err
+	}
+	var closure string
+	next, err = e.interruptible(ctx, buildLimit(m), "building", func(ctx context.Context) (err error) {
+		closure, err = e.bring(ctx, m)
+		return err
+	})
+	if err != nil {
+		return next, err
+	}
+	return nil, e.decide(ctx, a, closure, m.Closure == nil)
+}
+
+// prepareRollback finds the system to go back to, and the manifest that it was made of.
+func (e *Engine) prepareRollback(ctx context.Context, a *attempt, m *protocol.Manifest, obs Observation) error {
+	closure, err := e.resolve(ctx, m.Rollback, obs)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	last, _ := e.j.last()
+	made, _ := e.j.newest(func(c Confirmation) bool { return c.Closure == closure && c.Digest != "" })
+	e.mu.Unlock()
+	if closure == "" {
+		if err := e.note("", func() { a.Old, a.New = obs.Running, obs.Running }); err != nil {
+			return err
+		}
+		if last.Closure != obs.Running {
+			last = Confirmation{}
+		}
+		e.confirmed(a, &Confirmation{Digest: last.Digest, Tree: last.Tree}, obs.Generation, "nothing to go back from: deployment "+m.Rollback.Before+" switched nothing here")
+		return nil
+	}
+	if err := e.note("", func() { a.Source = made.Digest }); err != nil {
+		return err
+	}
+	return e.decide(ctx, a, closure, false)
+}
+
 func buildLimit(m *protocol.Manifest) time.Duration {
 	return time.Duration(m.BuildTimeout) * time.Second
 }
 
-// fetchTree stages the source tree.
+// fetchTree stages the source tree, where the manifest has one.
 func (e *Engine) fetchTree(ctx context.Context, digest string, m *protocol.Manifest) error {
+	if len(m.Files) == 0 {
+		return nil
+	}
 	s, err := e.newStage(m)
 	if err != nil {
 		return err
@@ -157,9 +214,9 @@ func (e *Engine) fetchTree(ctx context.Context, digest string, m *protocol.Manif
 // unchanged confirms at once what was confirmed before and still runs.
 func (e *Engine) unchanged(a *attempt, m *protocol.Manifest, obs Observation) (bool, error) {
 	e.mu.Lock()
-	c := e.j.Current
+	c, ok := e.j.last()
 	e.mu.Unlock()
-	if c == nil || c.Closure != obs.Running {
+	if !ok || c.Closure != obs.Running {
 		return false, nil
 	}
 	if a.Mode != protocol.Test && (c.Mode == protocol.Test || obs.Profile != c.Closure) {
@@ -172,21 +229,21 @@ func (e *Engine) unchanged(a *attempt, m *protocol.Manifest, obs Observation) (b
 	if err := e.note("", func() { a.Old, a.New = obs.Running, obs.Running }); err != nil {
 		return false, err
 	}
-	e.confirmed(a, key, obs.Generation, "")
+	e.confirmed(a, &Confirmation{Digest: a.Digest, Tree: key}, obs.Generation, "")
 	return true, nil
 }
 
-// decide looks at the closure that was built: is it new, and may it be tried?
-func (e *Engine) decide(ctx context.Context, a *attempt, closure string) error {
+// decide looks at the closure that is here now: is it another one, and may it be tried?
+func (e *Engine) decide(ctx context.Context, a *attempt, closure string, built bool) error {
 	if err := nix.CheckStorePath(closure); err != nil {
-		return fmt.Errorf("the build: %w", err)
+		return fmt.Errorf("the new system: %w", err)
 	}
 	obs, err := e.observe(ctx)
 	if err != nil {
 		return err
 	}
 	err = e.note("built", func() {
-		a.Built, a.New, a.Old, a.OldProfile, a.BootID, a.Failed = true, closure, obs.Running, obs.Profile, obs.BootID, obs.Failed
+		a.Built, a.New, a.Old, a.OldProfile, a.BootID, a.Failed = built, closure, obs.Running, obs.Profile, obs.BootID, obs.Failed
 		if a.OldProfile == "" {
 			a.OldProfile = obs.Running
 		}
@@ -197,12 +254,8 @@ func (e *Engine) decide(ctx context.Context, a *attempt, closure string) error {
 	if closure == obs.Running {
 		return e.move(a, protocol.Confirming, func() { a.Default, a.Spare = a.Mode != protocol.Test, true })
 	}
-	e.mu.Lock()
-	q, bad := e.j.Quarantine[closure]
-	e.mu.Unlock()
-	if bad {
-		return fmt.Errorf("in quarantine: this closure was rolled back from in deployment %s (%s); `nix-infra node release %s` lets it be tried again",
-			q.Deployment, clip(q.Reason, maxReason/2), e.o.Node)
+	if err := e.tryable(closure); err != nil {
+		return err
 	}
 	if err := errors.Join(nix.SetRoot(e.o.Roots, rootNew, a.New), nix.SetRoot(e.o.Roots, rootOld, a.Old)); err != nil {
 		return err
@@ -220,17 +273,6 @@ func (e *Engine) setDeadline(a *attempt, obs Observation) {
 	a.DeadlineAt = time.Now().Add(timeout).UTC().Format(time.RFC3339)
 }
 
-// build runs the build and streams its log.
-func (e *Engine) build(ctx context.Context, m *protocol.Manifest) (string, error) {
-	if err := os.MkdirAll(e.o.Roots, 0o755); err != nil {
-		return "", fmt.Errorf("can't make the folder of gc roots: %w", err)
-	}
-	log := e.startLog(m.Deployment, protocol.Building)
-	defer log.stop()
-	return e.o.Host.Build(ctx, Build{Dir: e.stagedTree(m.Deployment), Attr: m.Attr, Impure: m.Impure,
-		OutLink: filepath.Join(e.o.Roots, rootBuilt), Log: log.add})
-}
-
 // interruptible does work that switches nothing, within a time and until a newer manifest arrives.
 func (e *Engine) interruptible(ctx context.Context, limit time.Duration, doing string, work func(context.Context) error) (next *order, err error) {
 	late := fmt.Errorf("%s did not end in %v", doing, limit)
@@ -241,6 +283,7 @@ func (e *Engine) interruptible(ctx context.Context, limit time.Duration, doing s
 	defer stop()
 	done := make(chan error, 1)
 	go func() { done <- work(ctx) }()
+	wake := e.box.wake
 	for {
 		select {
 		case err := <-done:
@@ -251,14 +294,14 @@ func (e *Engine) interruptible(ctx context.Context, limit time.Duration, doing s
 				return nil, cause
 			}
 			return nil, err
-		case <-e.box.wake:
+		case <-wake:
 			l, ok := e.box.take(true)
-			if !ok || next != nil && l.Serial <= next.m.Serial {
+			if !ok {
 				continue
 			}
-			// Only a manifest that is verified and newer stops the one under way.
+			// Only a manifest that is verified and newer stops the one under way. What comes after it stops it in turn.
 			if n := e.obtain(outer, l); n != nil && n.m.Mode != protocol.DryActivate {
-				next = n
+				next, wake = n, nil
 				cancel(superseded{n.m.Deployment})
 			}
 		}
@@ -297,7 +340,7 @@ func (e *Engine) startLog(deployment string, phase protocol.Phase) *buildLog {
 		var batch []string
 		flush := func() {
 			if len(batch) > 0 {
-				e.o.Upstream.Event(deployment, protocol.Event{Version: protocol.Version, Time: e.now(), Phase: phase, Lines: batch})
+				e.event(deployment, protocol.Event{Version: protocol.Version, Time: e.now(), Phase: phase, Lines: batch})
 				batch = nil
 			}
 		}

@@ -44,13 +44,13 @@ func (e *Engine) dryRunInto(ctx context.Context, o *order, r *protocol.Report) (
 	}
 	event(protocol.Building)
 	next, err = e.interruptible(ctx, buildLimit(m), "building", func(ctx context.Context) (err error) {
-		r.Closure, err = e.build(ctx, m)
+		r.Closure, err = e.bring(ctx, m)
 		return err
 	})
 	if err != nil {
 		return next, err
 	}
-	r.Built = true
+	r.Built = m.Closure == nil && m.Rollback == nil
 	if obs, err := e.observe(ctx); err == nil {
 		r.Before, r.Generation = obs.Running, obs.Generation
 	}

@@ -5,22 +5,31 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/nix-infra/nix-infra/nix"
 )
 
-// Host is what the engine does to the machine: nine acts, so that all else can be tested without one.
+// Host is what the engine does to the machine: a dozen acts, so that all else can be tested without one.
 // Each may be repeated after a crash; each ends with its context.
 type Host interface {
 	// Observe tells what runs and what would boot.
 	Observe(ctx context.Context) (Observation, error)
 	// Build makes the closure. The error's text is one line.
 	Build(ctx context.Context, b Build) (closure string, err error)
+	// Substitute brings a closure from binary caches; it builds nothing, and what none of the keys signed is
+	// refused. The error's text is one line.
+	Substitute(ctx context.Context, s Substitution) error
+	// Generations are those of the system profile, the newest first.
+	Generations(ctx context.Context) ([]nix.Generation, error)
+	// Check tells whether a system is here and can be switched to.
+	Check(closure string) error
 	// SetProfile makes closure the system profile's newest generation.
 	SetProfile(ctx context.Context, closure string) error
 	// Arm starts the timer that runs the revert service after r.Timeout, whatever becomes of the agent.
 	// It fails where the timer exists already. Where the agent is a unit, the service starts that one last:
 	// going back may have stopped it.
 	Arm(ctx context.Context, r Revert) error
-	// Disarm stops the timer and clears away the units of r's serial. It tells whether the revert
+	// Disarm stops the timer and clears away the units of r's number. It tells whether the revert
 	// service was started, by whomever; one that still runs is left alone.
 	Disarm(ctx context.Context, r Revert) (started bool, err error)
 	// Run runs a closure's switch-to-configuration in a unit of its own and waits for its end. A unit
@@ -52,19 +61,26 @@ type Build struct {
 	Log                func(line string)
 }
 
+// Substitution is what to bring from where, and where to hold it against the garbage collector.
+type Substitution struct {
+	Path, OutLink string
+	Caches, Keys  []string // as in protocol.Closure
+	Log           func(line string)
+}
+
 // Revert is the way back from an attempt.
 type Revert struct {
-	Serial  uint64
+	Number  uint64        // names its units: the serial or, of an order of root's, the second in which it began
 	Old     string        // store path to go back to
 	Timeout time.Duration // after Arm
 }
 
 // Timer is the name of the timer unit.
-func (r Revert) Timer() string { return unitName("revert", r.Serial, "timer") }
+func (r Revert) Timer() string { return unitName("revert", r.Number, "timer") }
 
 // Job is the one revert service, which the timer starts, too.
 func (r Revert) Job() Job {
-	return Job{Unit: unitName("revert", r.Serial, "service"), Closure: r.Old, Action: "test", Timeout: revertTimeout, Revert: &r}
+	return Job{Unit: unitName("revert", r.Number, "service"), Closure: r.Old, Action: "test", Timeout: revertTimeout, Revert: &r}
 }
 
 // Job is a run of a closure's switch-to-configuration.
@@ -109,8 +125,8 @@ const (
 
 const unitPrefix = "nix-infra-"
 
-func unitName(what string, serial uint64, kind string) string {
-	return fmt.Sprintf("%s%s-%d.%s", unitPrefix, what, serial, kind)
+func unitName(what string, number uint64, kind string) string {
+	return fmt.Sprintf("%s%s-%d.%s", unitPrefix, what, number, kind)
 }
 
 // OwnUnit tells whether a unit is one of the engine's transient ones, whose failure is no failure of

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -118,11 +119,46 @@ func (h *SystemdHost) Build(ctx context.Context, b Build) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	info, err := os.Stat(filepath.Join(closure, switchProgram))
-	if err != nil || info.Mode()&0o111 == 0 {
-		return "", fmt.Errorf("%s was built and is no system: it has no %s", closure, switchProgram)
+	if err := h.Check(closure); err != nil {
+		return "", fmt.Errorf("built, but %w", err)
 	}
 	return closure, nil
+}
+
+// Substitute implements Host.
+func (h *SystemdHost) Substitute(ctx context.Context, s Substitution) error {
+	err := nix.Substitute(ctx, nix.SubstituteRequest{Path: s.Path, Caches: s.Caches, Keys: s.Keys, OutLink: s.OutLink, Log: s.Log})
+	if err != nil {
+		return err
+	}
+	return h.Check(s.Path)
+}
+
+// Generations implements Host.
+func (h *SystemdHost) Generations(context.Context) ([]nix.Generation, error) {
+	return nix.Generations()
+}
+
+// Check implements Host.
+func (h *SystemdHost) Check(closure string) error {
+	if err := nix.CheckStorePath(closure); err != nil {
+		return err
+	}
+	info, err := os.Stat(filepath.Join(closure, switchProgram))
+	switch {
+	case err == nil && info.Mode()&0o111 != 0:
+		return nil
+	case err == nil || errors.Is(err, fs.ErrNotExist) && exists(closure):
+		return fmt.Errorf("%s is no system that can be switched to: it has no program %s", closure, switchProgram)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s is not here any more", closure)
+	}
+	return fmt.Errorf("%s can't be looked at: %w", closure, err)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // SetProfile implements Host.
@@ -134,7 +170,7 @@ func (h *SystemdHost) SetProfile(ctx context.Context, closure string) error {
 func (h *SystemdHost) Arm(ctx context.Context, r Revert) error {
 	ctx, cancel := context.WithTimeout(ctx, busTimeout)
 	defer cancel()
-	if err := checkSystem(r.Old); err != nil {
+	if err := h.Check(r.Old); err != nil {
 		return err
 	}
 	c, err := connect(ctx)
@@ -185,7 +221,7 @@ func (h *SystemdHost) Disarm(ctx context.Context, r Revert) (started bool, err e
 	if s.running() {
 		return true, nil
 	}
-	for _, u := range append(conflicting(r), unitName("restore", r.Serial, "service"), r.Job().Unit) {
+	for _, u := range append(conflicting(r), unitName("restore", r.Number, "service"), r.Job().Unit) {
 		if err := clearUnit(ctx, c, u); err != nil {
 			h.log.Warn("a unit that ended can't be cleared away", "unit", u, "error", err)
 		}
@@ -235,15 +271,4 @@ func (h *SystemdHost) Reboot(ctx context.Context) error {
 	defer c.Close()
 	_, err = c.StartUnitContext(ctx, "reboot.target", "replace-irreversibly", nil)
 	return err
-}
-
-// checkSystem tells whether a closure can be switched to.
-func checkSystem(closure string) error {
-	if err := nix.CheckStorePath(closure); err != nil {
-		return err
-	}
-	if _, err := os.Stat(filepath.Join(closure, switchProgram)); err != nil {
-		return fmt.Errorf("%s is no system that can be switched to: %w", closure, err)
-	}
-	return nil
 }

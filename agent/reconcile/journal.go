@@ -32,23 +32,15 @@ const (
 // journal is all that survives a restart, one file. It is written before and after every step.
 type journal struct {
 	Version    int                   `json:"v"`
-	Seen       uint64                `json:"seen"` // highest serial that was accepted
+	Seen       uint64                `json:"seen"`             // highest serial that was accepted
+	Newest     string                `json:"newest,omitempty"` // deployment of the manifest that had it
 	State      State                 `json:"state"`
-	Current    *current              `json:"current,omitempty"`   // last confirmed
+	History    []Confirmation        `json:"history,omitempty"`   // what was confirmed, oldest first
+	Baseline   []string              `json:"baseline"`            // units that had failed before the last confirmed manifest; null: nothing was confirmed yet
 	Installed  string                `json:"installed,omitempty"` // digest of the manifest whose files are in /etc/nixos
 	Attempt    *attempt              `json:"attempt,omitempty"`   // under way
 	Quarantine map[string]Quarantine `json:"quarantine"`          // by closure
 	Reports    []protocol.Report     `json:"reports,omitempty"`   // not acknowledged yet, oldest first
-}
-
-// current is the manifest that was confirmed last.
-type current struct {
-	Serial     uint64        `json:"serial"`
-	Deployment string        `json:"deployment"`
-	Digest     string        `json:"digest"`
-	Mode       protocol.Mode `json:"mode"`
-	Tree       string        `json:"tree"` // see Engine.treeKey
-	Closure    string        `json:"closure"`
 }
 
 // Quarantine is why a closure is not tried again.
@@ -71,6 +63,11 @@ type attempt struct {
 	User       string         `json:"user,omitempty"` // who signed the manifest
 	Role       protocol.Role  `json:"role,omitempty"`
 	Built      bool           `json:"built"`
+	Rollback   bool           `json:"rollback,omitempty"`
+	Local      bool           `json:"local,omitempty"`   // ordered by root on the node itself, unsigned
+	Offline    bool           `json:"offline,omitempty"` // it came from the node itself, with no controller to be reached: that is no part of the proof
+	Staged     *attempt       `json:"staged,omitempty"`  // of a reboot: the staged attempt that it takes over
+	Source     string         `json:"source,omitempty"`  // of a rollback or reboot: digest of the manifest whose files the new closure is made of, "": not known
 
 	Old        string   `json:"old,omitempty"`         // closure that ran before
 	OldProfile string   `json:"old_profile,omitempty"` // closure that the system profile named before
@@ -91,6 +88,8 @@ type attempt struct {
 	Spare    bool     `json:"spare,omitempty"`  // the closure is not to blame: no quarantine
 	NewUnits []string `json:"new_units,omitempty"`
 	Log      string   `json:"log,omitempty"`
+
+	Checks []protocol.CheckResult `json:"checks,omitempty"`
 }
 
 // by is who signed the manifest.
@@ -112,6 +111,23 @@ func (j *journal) save(dir string, write writer) error {
 		return err
 	}
 	return write(filepath.Join(dir, journalFile), append(data, '\n'), 0o600)
+}
+
+// readJournal reads the journal as it is; one that isn't there is the zero one.
+func readJournal(dir string) (journal, error) {
+	file := filepath.Join(dir, journalFile)
+	data, err := readBounded(file, maxJournal)
+	if errors.Is(err, fs.ErrNotExist) {
+		return journal{}, nil
+	}
+	if err != nil {
+		return journal{}, fmt.Errorf("can't read where the node stands: %w", err)
+	}
+	j, err := parseJournal(data)
+	if err != nil {
+		return journal{}, fmt.Errorf("%s is damaged (%v); the agent sets it aside when it starts", file, err)
+	}
+	return j, nil
 }
 
 // openJournal reads the journal. A damaged one is moved aside, notice says so, and what must not be
@@ -210,7 +226,7 @@ func highestStored(dir, node string) uint64 {
 		if !protocol.IsDigest(entry.Name()) {
 			continue
 		}
-		if m, err := stored(dir, entry.Name()); err == nil && m.Node == node {
+		if m, err := stored(dir, entry.Name()); err == nil && m.Node == node && !isLocal(m.Deployment) {
 			highest = max(highest, m.Serial)
 		}
 	}
@@ -222,11 +238,11 @@ func (e *Engine) prune() {
 	e.mu.Lock()
 	keep := map[string]bool{e.j.Installed: true}
 	trees := map[string]bool{}
-	if c := e.j.Current; c != nil {
+	for _, c := range e.j.History {
 		keep[c.Digest] = true
 	}
-	if a := e.j.Attempt; a != nil {
-		keep[a.Digest], trees[a.Deployment] = true, true
+	for a := e.j.Attempt; a != nil; a = a.Staged {
+		keep[a.Digest], keep[a.Source], trees[a.Deployment] = true, true, true
 	}
 	seen := e.j.Seen
 	e.mu.Unlock()
@@ -235,7 +251,7 @@ func (e *Engine) prune() {
 			continue
 		}
 		// The newest one stays, whatever became of it: it is the memory of the highest serial.
-		if m, err := stored(e.o.Dir, entry); err == nil && m.Serial >= seen && !strings.HasPrefix(entry, ".") {
+		if m, err := stored(e.o.Dir, entry); err == nil && m.Serial >= seen && !isLocal(m.Deployment) && !strings.HasPrefix(entry, ".") {
 			continue
 		}
 		e.remove(filepath.Join(e.o.Dir, manifestsDir, entry))

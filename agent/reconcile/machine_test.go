@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -40,6 +41,10 @@ type machine struct {
 
 	profiling chan struct{}  // where there is one, SetProfile hangs until it is closed
 	failures  map[string]int // acts that fail so many times
+
+	generations []nix.Generation // of the profile, oldest first
+	here        map[string]bool  // systems that can be switched to
+	offline     bool             // no controller to be reached
 }
 
 type unit struct {
@@ -66,8 +71,12 @@ func store(name string) string { return "/nix/store/" + strings.Repeat("a", 32) 
 func newMachine(t *testing.T) *machine {
 	old := store("old")
 	return &machine{t: t, running: old, profile: old, boots: old, boot: 1, start: time.Now(), failed: []string{"ever.service"},
-		units: map[string]*unit{}, proven: map[string]bool{old: true}, roots: filepath.Join(t.TempDir(), "roots"), failures: map[string]int{}}
+		units: map[string]*unit{}, proven: map[string]bool{old: true}, roots: filepath.Join(t.TempDir(), "roots"), failures: map[string]int{},
+		generations: []nix.Generation{{Number: 6, Closure: store("older")}, {Number: 7, Closure: old}}, here: map[string]bool{old: true, store("older"): true}}
 }
+
+// generation is the newest one's number; the lock is held.
+func (m *machine) generation() int { return m.generations[len(m.generations)-1].Number }
 
 func behaviour(closure string) string {
 	_, name, _ := strings.Cut(closure, "-")
@@ -225,7 +234,7 @@ func (a agent) Observe(context.Context) (Observation, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return Observation{Running: a.running, Profile: a.profile, Generation: 7, BootID: fmt.Sprint("boot-", a.boot),
+	return Observation{Running: a.running, Profile: a.profile, Generation: a.generation(), BootID: fmt.Sprint("boot-", a.boot),
 		Uptime: time.Since(a.start), Failed: slices.Clone(a.failed)}, nil
 }
 
@@ -247,7 +256,50 @@ func (a agent) Build(ctx context.Context, b Build) (string, error) {
 		<-ctx.Done()
 		return "", ctx.Err()
 	}
+	a.mu.Lock()
+	a.here[store(string(content))] = true
+	a.mu.Unlock()
 	return store(string(content)), a.act("build")
+}
+
+// Substitute knows of what a deployer signed and a cache has: all but what is called gone.
+func (a agent) Substitute(ctx context.Context, s Substitution) error {
+	if err := a.act("substitute"); err != nil {
+		return err
+	}
+	s.Log("substituting")
+	switch behaviour(s.Path) {
+	case "slow":
+		<-ctx.Done()
+		return ctx.Err()
+	case "unsigned":
+		return errors.New("lacks a signature by a trusted key")
+	}
+	a.mu.Lock()
+	a.effect("substitute %s", behaviour(s.Path))
+	a.here[s.Path] = true
+	a.mu.Unlock()
+	return a.act("substitute")
+}
+
+func (a agent) Generations(context.Context) ([]nix.Generation, error) {
+	if err := a.act("generations"); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := slices.Clone(a.generations)
+	slices.Reverse(all)
+	return all, nil
+}
+
+func (a agent) Check(closure string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.here[closure] {
+		return fmt.Errorf("%s is not here any more", closure)
+	}
+	return nil
 }
 
 func (a agent) SetProfile(_ context.Context, closure string) error {
@@ -261,6 +313,7 @@ func (a agent) SetProfile(_ context.Context, closure string) error {
 	defer a.mu.Unlock()
 	a.effect("profile %s", behaviour(closure))
 	a.profile = closure
+	a.generations = append(a.generations, nix.Generation{Number: a.generation() + 1, Closure: closure})
 	return nil
 }
 
@@ -389,7 +442,7 @@ type controller struct {
 func (c *controller) online() error {
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
-	if behaviour(c.m.running) == cutNetwork {
+	if behaviour(c.m.running) == cutNetwork || c.m.offline {
 		return errors.New("no route to host")
 	}
 	return nil

@@ -21,18 +21,31 @@ const (
 
 // order is a verified manifest and the document that it came in.
 type order struct {
-	digest string
-	doc    []byte
-	m      *protocol.Manifest
-	by     protocol.Identity
+	digest   string
+	doc      []byte
+	m        *protocol.Manifest
+	by       protocol.Identity
+	local    bool // given on the node itself, by root
+	unsigned bool // and made there, too: a rollback
 }
 
-// mailbox holds the newest look for a desired state and the newest one for a dry run.
+// letter is what a mailbox holds: a look, or an order that was given on the node itself.
+type letter struct {
+	look  protocol.Look
+	order *order
+}
+
+// mailbox holds an order that was given on the node itself, the newest look for a desired state and the newest
+// one for a dry run.
 type mailbox struct {
 	mu      sync.Mutex
-	desired *protocol.Look
-	dry     *protocol.Look
+	local   *letter
+	desired *letter
+	dry     *letter
 	wake    chan struct{}
+
+	given  string // deployment of the newest order that was given on the node itself
+	failed string // why that one did not become an attempt
 }
 
 func newMailbox() *mailbox { return &mailbox{wake: make(chan struct{}, 1)} }
@@ -41,41 +54,76 @@ func (b *mailbox) put(l protocol.Look) {
 	b.mu.Lock()
 	switch {
 	case l.Serial == 0 && l.Digest != "":
-		b.dry = &l
-	case b.desired == nil || l.Serial == 0 || l.Serial >= b.desired.Serial:
-		b.desired = &l
+		b.dry = &letter{look: l}
+	case b.desired == nil || l.Serial == 0 || l.Serial >= b.desired.look.Serial:
+		b.desired = &letter{look: l}
 	}
 	b.mu.Unlock()
+	b.ring()
+}
+
+// give leaves an order that was given on the node itself; false: another one waits.
+func (b *mailbox) give(o *order) bool {
+	b.mu.Lock()
+	free := b.local == nil
+	if free {
+		b.local, b.given, b.failed = &letter{order: o}, o.m.Deployment, ""
+	}
+	b.mu.Unlock()
+	b.ring()
+	return free
+}
+
+func (b *mailbox) ring() {
 	select {
 	case b.wake <- struct{}{}:
 	default:
 	}
 }
 
-// take empties the slot of the desired state, or, unless only that is wanted, of the dry run.
-func (b *mailbox) take(onlyDesired bool) (protocol.Look, bool) {
+// fail says why an order did not become an attempt.
+func (b *mailbox) fail(deployment, reason string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	slot := &b.desired
-	if *slot == nil && !onlyDesired {
-		slot = &b.dry
+	if b.given == deployment {
+		b.failed = reason
 	}
-	if *slot == nil {
-		return protocol.Look{}, false
-	}
-	l := **slot
-	*slot = nil
-	return l, true
 }
 
-func (b *mailbox) wait(ctx context.Context) (protocol.Look, bool) {
+// wasGiven tells whether a deployment is the newest that was given on the node itself, and why it failed before
+// it became an attempt.
+func (b *mailbox) wasGiven(deployment string) (given bool, failed string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.given == deployment, b.failed
+}
+
+// take empties the slot of the node's own order or of the desired state, or, unless only those are wanted, of
+// the dry run.
+func (b *mailbox) take(onlyDesired bool) (letter, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	slots := []**letter{&b.local, &b.desired, &b.dry}
+	if onlyDesired {
+		slots = slots[:2]
+	}
+	for _, slot := range slots {
+		if l := *slot; l != nil {
+			*slot = nil
+			return *l, true
+		}
+	}
+	return letter{}, false
+}
+
+func (b *mailbox) wait(ctx context.Context) (letter, bool) {
 	for {
 		if l, ok := b.take(false); ok {
 			return l, true
 		}
 		select {
 		case <-ctx.Done():
-			return protocol.Look{}, false
+			return letter{}, false
 		case <-b.wake:
 		}
 	}
@@ -119,8 +167,26 @@ func (e *Engine) takeAccount(token string) {
 	}
 }
 
-// obtain fetches and verifies the manifest that a look is about; nil where there is nothing to do.
-func (e *Engine) obtain(ctx context.Context, l protocol.Look) *order {
+// obtain gives the order of a letter; nil where there is nothing to do.
+func (e *Engine) obtain(ctx context.Context, l letter) *order {
+	o := l.order
+	if o == nil {
+		return e.fetchOrder(ctx, l.look)
+	}
+	// Another manifest may have been accepted since it was given.
+	if seen := e.seen(); !o.unsigned && o.m.Serial <= seen {
+		e.giveUp(o, outdated(o.m.Serial, seen).Error())
+		return nil
+	}
+	return o
+}
+
+func outdated(serial, seen uint64) error {
+	return protocol.Refuse(protocol.Outdated, "serial %d is not above %d, which was seen before; deploy again", serial, seen)
+}
+
+// fetchOrder fetches and verifies the manifest that a look is about; nil where there is nothing to do.
+func (e *Engine) fetchOrder(ctx context.Context, l protocol.Look) *order {
 	e.takeAccount(l.Account)
 	e.refuse.under(e.o.Verifier.Account())
 	seen := e.seen()
@@ -144,7 +210,7 @@ func (e *Engine) obtain(ctx context.Context, l protocol.Look) *order {
 	if e.refuse.has(digest, time.Now()) {
 		return nil
 	}
-	m, by, err := e.o.Verifier.Manifest(reply.Manifest, e.o.Node, time.Now())
+	m, by, err := e.verify(reply.Manifest)
 	if l.Digest != "" && l.Digest != digest {
 		e.refuse.add(l.Digest, time.Now().Add(refusedFor))
 		if err == nil {
@@ -152,10 +218,10 @@ func (e *Engine) obtain(ctx context.Context, l protocol.Look) *order {
 		}
 	}
 	if err == nil && m.Mode != protocol.DryActivate && m.Serial <= seen {
-		if e.known(digest, m.Deployment) {
+		if e.known(m.Deployment) {
 			return nil
 		}
-		err = protocol.Refuse(protocol.Outdated, "serial %d is not above %d, which was seen before; deploy again", m.Serial, seen)
+		err = outdated(m.Serial, seen)
 	}
 	var deployment string
 	if m != nil {
@@ -177,12 +243,22 @@ func (e *Engine) seen() uint64 {
 	return e.j.Seen
 }
 
+// verify is the Verifier's, and keeps the names of the node's own orders to the node.
+func (e *Engine) verify(doc []byte) (*protocol.Manifest, protocol.Identity, error) {
+	m, by, err := e.o.Verifier.Manifest(doc, e.o.Node, time.Now())
+	if err == nil && isLocal(m.Deployment) {
+		err = protocol.Refuse(protocol.Invalid, "deployment %s is named as only the node's own orders are", m.Deployment)
+	}
+	return m, by, err
+}
+
 // known tells whether a manifest is one that this node acted on, so that it is not refused when it is
 // looked at once more.
-func (e *Engine) known(digest, deployment string) bool {
+func (e *Engine) known(deployment string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.j.Current != nil && e.j.Current.Digest == digest || e.j.Attempt != nil && e.j.Attempt.Digest == digest || e.j.State.Deployment == deployment
+	_, confirmed := e.j.newest(func(c Confirmation) bool { return c.Deployment == deployment })
+	return confirmed || e.j.Newest == deployment
 }
 
 // fetchManifest tries a few times: the controller may be on its way back.

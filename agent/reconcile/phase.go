@@ -12,16 +12,20 @@ import (
 //	                                     └───────────┴───────────┴──▶ rolling-back → rolled-back
 //	accepted … activating ──▶ failed (nothing was switched)
 //
-// Short ways: accepted → confirmed (nothing changed), building → confirming (it runs already).
+// Short ways: accepted → confirmed (nothing changed), building → confirming (it runs already). A rollback has
+// nothing to fetch or build: accepted → activating or, where it runs already, confirming.
 // Mode boot: activating → staged, and after a boot staged → checking or rolling-back.
+// Mode reboot: accepted → rebooting, and after the boot as in mode boot. Where nothing was staged there is
+// nothing to go back to, and rebooting and checking end as failed.
 var legal = map[protocol.Phase][]protocol.Phase{
 	"":                   {protocol.Accepted},
-	protocol.Accepted:    {protocol.Fetching, protocol.Confirmed, protocol.FailedPhase},
+	protocol.Accepted:    {protocol.Fetching, protocol.Activating, protocol.Confirming, protocol.Rebooting, protocol.Confirmed, protocol.FailedPhase},
 	protocol.Fetching:    {protocol.Building, protocol.FailedPhase},
 	protocol.Building:    {protocol.Activating, protocol.Confirming, protocol.FailedPhase},
 	protocol.Activating:  {protocol.Checking, protocol.Staged, protocol.RollingBack, protocol.FailedPhase},
 	protocol.Staged:      {protocol.Checking, protocol.RollingBack},
-	protocol.Checking:    {protocol.Confirming, protocol.RollingBack},
+	protocol.Rebooting:   {protocol.Checking, protocol.RollingBack, protocol.FailedPhase},
+	protocol.Checking:    {protocol.Confirming, protocol.RollingBack, protocol.FailedPhase},
 	protocol.Confirming:  {protocol.Confirmed, protocol.RollingBack},
 	protocol.RollingBack: {protocol.RolledBack},
 }

@@ -54,6 +54,8 @@ func (a *attempt) stepTime(m *protocol.Manifest) time.Duration {
 		return fetchTimeout + buildLimit(m) + slack
 	case a.Phase == protocol.Activating && a.Mode == protocol.Boot:
 		return confirmTime
+	case a.Phase == protocol.Rebooting:
+		return rebootTime + slack
 	case a.Phase == protocol.Confirming:
 		return confirmTime
 	case a.Phase == protocol.RollingBack:

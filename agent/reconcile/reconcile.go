@@ -1,9 +1,10 @@
 // Package reconcile brings a machine to the state that a signed manifest describes, and proves it or
 // goes back.
 //
-// Start here, then read phase.go (the legal moves), journal.go (what survives), deploy.go (from a
-// manifest to a closure), activate.go (from a closure to a proof), revert.go (back), resume.go (after a
-// restart) and boot.go (mode boot). host.go is what the engine asks of the machine, host_systemd.go
+// Start here, then read phase.go (the legal moves), journal.go and history.go (what survives), deploy.go
+// (from a manifest to a closure), source.go (where that comes from), activate.go (from a closure to a
+// proof), revert.go (back), resume.go (after a restart), boot.go and reboot.go (the modes that need a boot) and
+// local.go (orders given on the node itself). host.go is what the engine asks of the machine, host_systemd.go
 // does it.
 //
 // # Switch and test
@@ -29,6 +30,22 @@
 // A system that boots and never starts its agent is not proven and not reverted: choosing an older
 // entry is the boot loader's work then.
 //
+// # Reboot
+//
+// Mode reboot brings no system. It boots what is staged, whose attempt it takes over, or else what runs:
+//
+//	where                          what                                          then
+//	ordered                        what would boot is what is expected           rebooting
+//	… or it isn't                  nothing                                       failed
+//	rebooting, the same boot       the reboot is ordered (again)                 after five minutes: failed, what is staged stays so
+//	rebooting, another boot        as in the table of mode boot; where nothing   confirmed, rolled-back or failed
+//	                               was staged there is nothing to go back to
+//
+// # Rollbacks
+//
+// A rollback's system is one that the node has: nothing is fetched. It is proven like any other, and from
+// there on it is what was deployed. The history of what was confirmed says where to.
+//
 // # Dry runs
 //
 // A dry-activate manifest changes neither the journal's current state nor what State tells. It is not
@@ -39,7 +56,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -104,9 +120,13 @@ type Engine struct {
 	box    *mailbox
 	cache  *cache
 	kick   chan struct{} // there may be reports to deliver
+	busy   chan struct{} // holds something while an attempt is under way, or what must not meet one
 	refuse refused
 	pulse  pulse
 	write  writer
+
+	followers followers
+	roots     sync.Mutex // guards the gc roots of what is in quarantine
 
 	mu      sync.Mutex // guards what follows
 	j       journal
@@ -140,7 +160,8 @@ func New(o Options) (*Engine, error) {
 			return nil, fmt.Errorf("can't make the agent's state folder: %w", err)
 		}
 	}
-	e := &Engine{o: o, box: newMailbox(), kick: make(chan struct{}, 1), write: atomicfile.Write}
+	e := &Engine{o: o, box: newMailbox(), kick: make(chan struct{}, 1), busy: make(chan struct{}, 1), write: atomicfile.Write}
+	e.busy <- struct{}{} // until Run has resumed what was under way
 	var err error
 	if e.cache, err = openCache(filepath.Join(o.Dir, blobsDir), o.Cache); err != nil {
 		return nil, err
@@ -164,17 +185,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	next := e.resume(ctx)
 	for ctx.Err() == nil {
 		if next == nil {
-			if e.o.Settle != nil {
-				e.o.Settle()
-			}
-			e.pulse.rest()
-			look, ok := e.box.wait(ctx)
-			if !ok {
+			<-e.busy
+			if next = e.await(ctx); next == nil {
 				break
-			}
-			e.pulse.beat("obtaining a manifest", obtainTime)
-			if next = e.obtain(ctx, look); next == nil {
-				continue
 			}
 		}
 		if next.m.Mode == protocol.DryActivate {
@@ -185,6 +198,46 @@ func (e *Engine) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// await waits for the next order, and until nothing is in its way; nil: ctx ended.
+func (e *Engine) await(ctx context.Context) *order {
+	for {
+		if e.o.Settle != nil {
+			e.o.Settle()
+		}
+		e.pulse.rest()
+		l, ok := e.box.wait(ctx)
+		if !ok {
+			return nil
+		}
+		e.pulse.beat("obtaining a manifest", obtainTime)
+		o := e.obtain(ctx, l)
+		if o == nil {
+			continue
+		}
+		e.pulse.rest()
+		select {
+		case e.busy <- struct{}{}:
+			e.pulse.beat("taking up deployment "+o.m.Deployment, obtainTime)
+			return o
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Idle runs what must not meet an attempt, such as collecting garbage: none begins until it has returned.
+// Where one is under way, that is a Conflict.
+func (e *Engine) Idle(ctx context.Context, run func(context.Context) error) error {
+	select {
+	case e.busy <- struct{}{}:
+	default:
+		s := e.State()
+		return protocol.Refuse(protocol.Conflict, "%s is busy with deployment %s (%s), or with garbage; try again later", e.o.Node, s.Deployment, s.Phase)
+	}
+	defer func() { <-e.busy }()
+	return run(ctx)
 }
 
 // Look tells of another desired state. It never blocks; of two that wait, the newest wins.
@@ -207,24 +260,6 @@ func (e *Engine) Connected() {
 // Check is for a watchdog: an error means that Run hangs. One that waits for work, or that goes on trying
 // what fails, does not.
 func (e *Engine) Check() error { return e.pulse.check() }
-
-// ReadState reads where a node stands from an engine's folder, without an engine. A node to which nothing
-// was deployed yet has the zero State.
-func ReadState(dir string) (State, error) {
-	file := filepath.Join(dir, journalFile)
-	data, err := readBounded(file, maxJournal)
-	if errors.Is(err, fs.ErrNotExist) {
-		return State{}, nil
-	}
-	if err != nil {
-		return State{}, fmt.Errorf("can't read where the node stands: %w", err)
-	}
-	j, err := parseJournal(data)
-	if err != nil {
-		return State{}, fmt.Errorf("%s is damaged (%v); the agent sets it aside when it starts", file, err)
-	}
-	return j.State, nil
-}
 
 // State is where the node stands.
 func (e *Engine) State() State {
@@ -269,6 +304,7 @@ func (e *Engine) Release(closure string) error {
 	if err != nil {
 		return protocol.Refuse(protocol.Failed, "%v", err)
 	}
+	e.keepQuarantined()
 	return nil
 }
 

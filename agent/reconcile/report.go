@@ -91,10 +91,16 @@ func (e *Engine) move(a *attempt, to protocol.Phase, change func()) error {
 		}
 		a.Phase = to
 		j.Attempt = a
-		j.State = State{Serial: a.Serial, Deployment: a.Deployment, Phase: to, Reason: a.Reason}
+		j.stand(a, to, a.Reason)
 	})
 	e.tell(a.Deployment, to, a.Reason)
 	return err
+}
+
+// stand says where the node stands. An attempt may be an older one than the newest manifest: what is staged
+// goes on after a reboot that was ordered for it and failed.
+func (j *journal) stand(a *attempt, phase protocol.Phase, reason string) {
+	j.State = State{Serial: j.Seen, Deployment: a.Deployment, Phase: phase, Reason: reason}
 }
 
 // note journals progress within a phase.
@@ -104,8 +110,14 @@ func (e *Engine) note(step string, change func()) error {
 
 func (e *Engine) tell(deployment string, phase protocol.Phase, reason string) {
 	e.o.Log.Info("phase", "deployment", deployment, "phase", phase, "reason", reason)
-	e.o.Upstream.Event(deployment, protocol.Event{Version: protocol.Version, Time: e.now(), Phase: phase, Reason: clip(reason, maxReason)})
+	e.event(deployment, protocol.Event{Version: protocol.Version, Time: e.now(), Phase: phase, Reason: clip(reason, maxReason)})
 	e.changed()
+}
+
+// event tells of progress, to the controller and to those who follow the deployment on the node itself.
+func (e *Engine) event(deployment string, ev protocol.Event) {
+	e.o.Upstream.Event(deployment, ev)
+	e.followers.tell(deployment, ev)
 }
 
 // end takes the attempt to an end and queues its report. A staged attempt stays in the journal: it goes
@@ -123,19 +135,27 @@ func (e *Engine) end(a *attempt, phase protocol.Phase, reason string, generation
 		}
 		a.Phase = phase
 		j.Attempt = nil
-		if phase == protocol.Staged {
+		switch phase {
+		case protocol.Staged:
 			j.Attempt = a
+		case protocol.FailedPhase:
+			j.Attempt = a.Staged // it was not rebooted into yet
 		}
-		j.State = State{Serial: a.Serial, Deployment: a.Deployment, Phase: phase, Reason: reason}
-		j.Reports = append(j.Reports, protocol.Report{Version: protocol.Version, Deployment: a.Deployment, Serial: a.Serial, Mode: a.Mode,
-			Phase: phase, Reason: reason, Before: a.Old, Closure: a.New, Generation: generation, Built: a.Built, Started: a.Started,
-			Ended: e.now(), FailedUnits: a.NewUnits, Log: clipTail(a.Log, protocol.MaxReportLog)})
+		j.stand(a, phase, reason)
+		j.Reports = append(j.Reports, a.report(phase, reason, generation, e.now()))
 	})
 	e.tell(a.Deployment, phase, reason)
 	e.Connected()
 	if phase != protocol.Staged {
 		e.prune()
 	}
+}
+
+// report is how the attempt ended.
+func (a *attempt) report(phase protocol.Phase, reason string, generation int, now time.Time) protocol.Report {
+	return protocol.Report{Version: protocol.Version, Deployment: a.Deployment, Serial: a.Serial, Mode: a.Mode,
+		Phase: phase, Reason: reason, Before: a.Old, Closure: a.New, Generation: generation, Built: a.Built, Started: a.Started,
+		Ended: now, FailedUnits: a.NewUnits, Log: clipTail(a.Log, protocol.MaxReportLog), Checks: a.Checks}
 }
 
 // clip makes one line of s, of at most limit bytes.

@@ -16,6 +16,12 @@ func (e *Engine) resume(ctx context.Context) (next *order) {
 	e.mu.Lock()
 	a := e.j.Attempt
 	e.mu.Unlock()
+	if a == nil || a.Phase == protocol.Staged {
+		// The agent may have been stopped between an end and the tidying up after it.
+		if obs, err := e.observe(ctx); err == nil {
+			e.keepRoots(obs.Running)
+		}
+	}
 	if a == nil {
 		e.prune()
 		return nil
@@ -45,7 +51,7 @@ func (e *Engine) resume(ctx context.Context) (next *order) {
 		}
 		return e.drive(ctx, a, m)
 	}
-	if a.Mode == protocol.Boot {
+	if a.boots() {
 		e.resumeBoot(ctx, a, obs)
 	} else {
 		e.resumeSwitch(ctx, a, obs)
@@ -101,8 +107,9 @@ func (e *Engine) neverStarted(ctx context.Context, a *attempt) {
 func (e *Engine) startOver(a *attempt) {
 	_ = e.update(string(protocol.Accepted), func(j *journal) {
 		*a = attempt{Digest: a.Digest, Serial: a.Serial, Deployment: a.Deployment, Mode: a.Mode, Timeout: a.Timeout, Settle: a.Settle,
-			Phase: protocol.Accepted, Started: a.Started, User: a.User, Role: a.Role}
-		j.State = State{Serial: a.Serial, Deployment: a.Deployment, Phase: a.Phase}
+			Phase: protocol.Accepted, Started: a.Started, User: a.User, Role: a.Role,
+			Rollback: a.Rollback, Local: a.Local, Offline: a.Offline, Staged: a.Staged}
+		j.stand(a, a.Phase, "")
 	})
 }
 

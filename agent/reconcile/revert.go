@@ -49,12 +49,12 @@ func (e *Engine) rollBack(ctx context.Context, a *attempt) {
 		e.o.Log.Warn("rolled back, and the generation is unknown", "error", err)
 	}
 	e.disarmQuietly(ctx, a)
-	e.setRoots(map[string]string{rootCurrent: a.revert().Old, rootNew: "", rootOld: "", rootBuilt: ""})
 	e.end(a, protocol.RolledBack, a.Reason, obs.Generation, func(j *journal) {
 		if !a.Spare && a.New != "" {
 			j.Quarantine[a.New] = Quarantine{Reason: a.Reason, Deployment: a.Deployment, Time: e.now()}
 		}
 	})
+	e.keepRoots(a.revert().Old)
 }
 
 // loud tells why the machine is still between two systems.
@@ -70,7 +70,7 @@ func (e *Engine) goBack(ctx context.Context, a *attempt, again bool) error {
 	if err != nil {
 		return err
 	}
-	if a.Mode == protocol.Boot {
+	if a.boots() {
 		return e.goBackByBoot(ctx, a, obs, again)
 	}
 	if !a.Reverted {
@@ -137,7 +137,7 @@ func (e *Engine) restoreDefault(ctx context.Context, a *attempt, obs Observation
 			return err
 		}
 	}
-	j := Job{Unit: unitName("restore", a.Serial, "service"), Closure: a.OldProfile, Action: "boot", Timeout: bootTimeout}
+	j := Job{Unit: unitName("restore", a.number(), "service"), Closure: a.OldProfile, Action: "boot", Timeout: bootTimeout}
 	if err := e.runBoot(ctx, j); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func timerProperties(r Revert) []dbus.Property {
 		Value uint64
 	}
 	return []dbus.Property{
-		dbus.PropDescription(fmt.Sprintf("nix-infra: go back unless attempt %d is confirmed", r.Serial)),
+		dbus.PropDescription(fmt.Sprintf("nix-infra: go back unless attempt %d is confirmed", r.Number)),
 		property("TimersMonotonic", []monotonic{{"OnActiveSec", micros(r.Timeout)}}),
 		property("AccuracyUSec", micros(timerAccuracy)),
 		property("RemainAfterElapse", true),
@@ -77,7 +77,7 @@ func jobProperties(j Job, last []string) []dbus.Property {
 
 // conflicting are the units that must not run beside the revert.
 func conflicting(r Revert) []string {
-	return []string{unitName("activate", r.Serial, "service"), unitName("boot", r.Serial, "service")}
+	return []string{unitName("activate", r.Number, "service"), unitName("boot", r.Number, "service")}
 }
 
 // environment is what nixos-rebuild gives switch-to-configuration. The closure's own programs come
@@ -170,7 +170,7 @@ func clearUnit(ctx context.Context, c *dbus.Conn, unit string) error {
 // Run implements Host. The connection may break at any time, because an activation may restart what is
 // at its other end.
 func (h *SystemdHost) Run(ctx context.Context, j Job) (Outcome, error) {
-	if err := checkSystem(j.Closure); err != nil && !j.Attach {
+	if err := h.Check(j.Closure); err != nil && !j.Attach {
 		return Outcome{}, err
 	}
 	r := &runner{job: j}
