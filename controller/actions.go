@@ -4,11 +4,11 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nkeys"
 
+	"github.com/nix-infra/nix-infra/controller/rollout"
 	"github.com/nix-infra/nix-infra/controller/store"
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -61,51 +61,12 @@ func (t *term) nodeState(name string) (protocol.NodeState, bool) {
 	if !ok {
 		return protocol.NodeState{}, false
 	}
-	s := protocol.NodeState{NodeRecord: record}
+	s := protocol.NodeState{NodeRecord: record, Serial: t.fleet.serial(name)}
 	if d, ok := t.fleet.wanted(name); ok {
 		s.Desired = &d
 	}
 	if a, ok := t.alive.State(name); ok {
 		s.Online, s.LastSeen, s.Beat = a.Online, &a.Seen, &a.Beat
-	}
-	return s, true
-}
-
-// superseded is the phase under which Deployment.Count has nodes that will not end a deployment any more,
-// because a newer one came.
-const superseded protocol.Phase = "superseded"
-
-// progress is how far a node is with its part of a deployment: what it reported, or what it beats.
-func (t *term) progress(d *deployment, node string, p part) (phase protocol.Phase, by string) {
-	if p.phase != "" {
-		return p.phase, ""
-	}
-	if d.Mode != protocol.DryActivate {
-		if w, ok := t.fleet.desired[node]; ok && w.Serial > p.serial {
-			by = w.Deployment
-		}
-	}
-	if a, ok := t.alive.State(node); ok && a.Beat.Deployment == d.ID && a.Beat.Serial == p.serial {
-		phase = a.Beat.Phase
-	}
-	return phase, by
-}
-
-// summary is a deployment without its nodes.
-func (t *term) summary(id string) (protocol.Deployment, bool) {
-	t.fleet.mu.RLock()
-	defer t.fleet.mu.RUnlock()
-	d, ok := t.fleet.deployments[id]
-	if !ok {
-		return protocol.Deployment{}, false
-	}
-	s := protocol.Deployment{ID: d.ID, By: d.By, Created: d.Created, Mode: d.Mode, Count: map[protocol.Phase]int{}}
-	for node, p := range d.parts {
-		phase, by := t.progress(d, node, p)
-		if by != "" {
-			phase = superseded
-		}
-		s.Count[phase]++
 	}
 	return s, true
 }
@@ -136,7 +97,7 @@ func (t *term) listDeployments(_ context.Context, order *protocol.Verified) (any
 			list.Next = list.Deployments[limit-1].ID
 			break
 		}
-		if s, ok := t.summary(id); ok {
+		if s, _, ok := t.summary(id); ok {
 			list.Deployments = append(list.Deployments, s)
 		}
 	}
@@ -148,7 +109,7 @@ func (t *term) showDeployment(ctx context.Context, order *protocol.Verified) (an
 	if err != nil {
 		return nil, err
 	}
-	d, ok := t.summary(q.ID)
+	d, decision, ok := t.summary(q.ID)
 	if !ok {
 		return nil, protocol.Refuse(protocol.Unknown, "deployment %s is not on record (any more)", short(q.ID, 64))
 	}
@@ -174,7 +135,7 @@ func (t *term) showDeployment(ctx context.Context, order *protocol.Verified) (an
 		if !ok {
 			continue
 		}
-		r := t.result(d.ID, node, e)
+		r := t.result(d.ID, node, e, decision)
 		if q.Brief && r.Report != nil {
 			r.Report.Log, r.Report.FailedUnits = "", nil
 		}
@@ -201,12 +162,21 @@ func (f *fleet) nodesOf(q protocol.DeploymentQuery) []string {
 	return slices.Compact(names)
 }
 
-func (t *term) result(deployment, node string, e store.Entry) protocol.NodeResult {
-	r := protocol.NodeResult{Serial: e.Serial, Report: e.Report}
+func (t *term) result(deployment, node string, e store.Entry, decision rollout.Decision) protocol.NodeResult {
+	r := protocol.NodeResult{Serial: e.Serial, Report: e.Report, Wave: e.Wave, Released: !e.Released.IsZero()}
 	t.fleet.mu.RLock()
 	defer t.fleet.mu.RUnlock()
-	if d := t.fleet.deployments[deployment]; d != nil {
-		r.Phase, r.Superseded = t.progress(d, node, partOf(e, 0))
+	d := t.fleet.deployments[deployment]
+	if d == nil {
+		return r
+	}
+	s := t.standing(d, node, time.Now())
+	r.Phase, r.Superseded = s.phase, s.by
+	r.Note, r.Failed = decision.Failing[node]
+	if s.Status == rollout.Failed {
+		r.Failed = true
+	} else if r.Note == "" {
+		r.Note = decision.Passed[node]
 	}
 	return r
 }
@@ -221,7 +191,8 @@ func (t *term) putNode(ctx context.Context, order *protocol.Verified) (any, erro
 	}
 	t.changing.Lock()
 	defer t.changing.Unlock()
-	if before, ok := t.fleet.node(r.Name); ok {
+	before, known := t.fleet.node(r.Name)
+	if known {
 		if before.Key != r.Key {
 			return nil, protocol.Refuse(protocol.Conflict, "node %s is enrolled with another key (%s); if it was set up anew, remove it first", r.Name, before.Key)
 		}
@@ -233,10 +204,12 @@ func (t *term) putNode(ctx context.Context, order *protocol.Verified) (any, erro
 		r.Enrolled = time.Now().UTC()
 	}
 	r.By = order.Sender.Name
+	r.Lock = before.Lock
 	if err := t.lead.PutNode(ctx, r); err != nil {
 		return nil, err
 	}
 	t.fleet.putNode(r)
+	t.rollouts.touchNode(r.Name)
 	return r, nil
 }
 
@@ -259,6 +232,7 @@ func (t *term) removeNode(ctx context.Context, order *protocol.Verified) (any, e
 	}
 	t.fleet.removeNode(r.Name) // from here on its beats don't count
 	t.alive.Forget(r.Name)
+	t.rollouts.touchNode(r.Name)
 	// Once more: a beat may have been written down in between.
 	return nil, t.lead.RemoveNode(ctx, r.Name)
 }
@@ -280,6 +254,30 @@ func (t *term) tagNode(ctx context.Context, order *protocol.Verified) (any, erro
 		return nil, err
 	}
 	t.fleet.putNode(record)
+	return record, nil
+}
+
+// lockNode keeps deployments from a node or, without a reason, lets them again.
+func (t *term) lockNode(ctx context.Context, order *protocol.Verified) (any, error) {
+	r, err := payload[protocol.LockRequest](order)
+	if err != nil {
+		return nil, err
+	}
+	t.changing.Lock()
+	defer t.changing.Unlock()
+	record, ok := t.fleet.node(r.Node)
+	if !ok {
+		return nil, unknownNode(r.Node)
+	}
+	record.Lock = nil
+	if r.Reason != "" {
+		record.Lock = &protocol.Lock{Reason: r.Reason, By: order.Sender.Name, At: time.Now().UTC()}
+	}
+	if err := t.lead.PutNode(ctx, record); err != nil {
+		return nil, err
+	}
+	t.fleet.putNode(record)
+	t.rollouts.touchNode(r.Node)
 	return record, nil
 }
 
@@ -333,21 +331,4 @@ func (t *term) putPiece(ctx context.Context, user string, p protocol.BlobPiece) 
 		return protocol.Refuse(protocol.Invalid, "blob %s has another content than its digest says", p.Digest)
 	}
 	return t.blobs.Put(ctx, p.Digest, content)
-}
-
-// sameDeployment tells whether a deployment on record is the one that is asked for again, by somebody
-// who did not get the answer.
-func (f *fleet) sameDeployment(r protocol.DeployRequest, by string) (exists, same bool) {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	d, exists := f.deployments[r.Deployment]
-	if !exists || d.By != by || len(d.parts) != len(r.Items) {
-		return exists, false
-	}
-	for _, i := range r.Items {
-		if p, ok := d.parts[i.Node]; !ok || !strings.EqualFold(p.digest, i.Digest) {
-			return true, false
-		}
-	}
-	return true, true
 }

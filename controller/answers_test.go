@@ -19,18 +19,18 @@ func TestLargeDeploymentIsShownInParts(t *testing.T) {
 	admin := r.person("anna", protocol.Admin)
 	items := map[string]store.Entry{}
 	for i := range nodes {
-		items[fmt.Sprintf("n%03d", i)] = store.Entry{Serial: 1, Digest: protocol.Digest(nil)}
+		items[fmt.Sprintf("n%03d", i)] = store.Entry{Serial: 1, Digest: protocol.Digest(nil), Wave: 1, Released: time.Now()}
 	}
 	current := r.c.current.Load()
 	d := store.Deployment{ID: "d1", By: "anna", Created: time.Now(), Mode: protocol.Switch}
-	must(t, current.lead.Release(t.Context(), d, items))
+	must(t, current.lead.Accept(t.Context(), d, items, nil))
 	for node, e := range items {
 		e.Report = &protocol.Report{Deployment: "d1", Serial: 1, Phase: protocol.FailedPhase, Reason: "it broke",
 			Log: strings.Repeat("x", protocol.MaxReportLog), FailedUnits: []string{"a.service"}}
 		must(t, current.lead.PutEntry(t.Context(), "d1", node, e))
 		items[node] = e
 	}
-	current.fleet.released(d, items)
+	current.fleet.accepted(d, items, nil)
 
 	all := func(q protocol.DeploymentQuery) (parts int, results map[string]protocol.NodeResult) {
 		results = map[string]protocol.NodeResult{}

@@ -14,7 +14,8 @@ import (
 func TestDeployAndShow(t *testing.T) {
 	r := startRig(t)
 	admin, vera := r.person("anna", protocol.Admin), r.person("vera", protocol.Viewer)
-	n1, n2 := r.node(admin, "n1"), r.node(admin, "n2")
+	nodes := r.online(admin, "n1", "n2")
+	n1, n2 := nodes[0], nodes[1]
 	sub, err := n1.nc.SubscribeSync(protocol.LookSubject("n1"))
 	must(t, err)
 	must(t, n1.nc.Flush())
@@ -35,21 +36,22 @@ func TestDeployAndShow(t *testing.T) {
 		t.Fatalf("without a digest: %+v, %v", empty.Digest, err)
 	}
 
-	n1.beat(t, protocol.Beat{Interval: 10, Serial: 5, Deployment: "d1", Phase: protocol.Building})
+	admin.released(t, "d1", "n1", "n2")
+	n1.beat(t, protocol.Beat{Interval: 120, Serial: 5, Deployment: "d1", Phase: protocol.Building})
 	eventually(t, "n1 builds", func() bool {
-		d := asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.DeploymentQuery{ID: "d1"})
+		d := vera.show(t, "d1")
 		return d.Nodes["n1"].Phase == protocol.Building && d.Nodes["n2"].Phase == ""
 	})
 	report := protocol.Report{Version: 1, Deployment: "d1", Serial: 5, Mode: protocol.Switch, Phase: protocol.RolledBack, Ended: time.Now(), Log: "boom"}
 	_, err = n2.ask(protocol.UpReport, report)
 	must(t, err)
-	d := asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.DeploymentQuery{ID: "d1"})
+	d := vera.show(t, "d1")
 	if d.Count[protocol.RolledBack] != 1 || d.Count[protocol.Building] != 1 || d.Nodes["n2"].Report.Log != "boom" || d.By != "anna" {
 		t.Fatalf("%+v", d)
 	}
 
 	admin.deploy(t, "d2", 6, "n1")
-	d = asked[protocol.Deployment](t, vera, protocol.ShowDeployment, protocol.DeploymentQuery{ID: "d1"})
+	d = vera.show(t, "d1")
 	if d.Nodes["n1"].Superseded != "d2" || d.Nodes["n2"].Superseded != "" {
 		t.Fatalf("superseded: %+v", d.Nodes)
 	}
@@ -57,13 +59,14 @@ func TestDeployAndShow(t *testing.T) {
 	if len(list.Deployments) != 1 || list.Deployments[0].ID != "d2" || list.Next != "d2" {
 		t.Fatalf("%+v", list)
 	}
-	nodes := asked[protocol.NodeList](t, vera, protocol.ListNodes, protocol.Page{Limit: 1})
-	if len(nodes.Nodes) != 1 || nodes.Nodes[0].Name != "n1" || nodes.Next != "n1" || nodes.Nodes[0].State() != "pending" {
-		t.Fatalf("%+v", nodes)
+	admin.released(t, "d2", "n1")
+	page := asked[protocol.NodeList](t, vera, protocol.ListNodes, protocol.Page{Limit: 1})
+	if len(page.Nodes) != 1 || page.Nodes[0].Name != "n1" || page.Next != "n1" || page.Nodes[0].State() != "pending" {
+		t.Fatalf("%+v", page)
 	}
-	nodes = asked[protocol.NodeList](t, vera, protocol.ListNodes, protocol.Page{After: nodes.Next})
-	if len(nodes.Nodes) != 1 || nodes.Nodes[0].Name != "n2" || nodes.Next != "" {
-		t.Fatalf("%+v", nodes)
+	page = asked[protocol.NodeList](t, vera, protocol.ListNodes, protocol.Page{After: page.Next})
+	if len(page.Nodes) != 1 || page.Nodes[0].Name != "n2" || page.Next != "" {
+		t.Fatalf("%+v", page)
 	}
 }
 

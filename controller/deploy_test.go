@@ -27,9 +27,14 @@ func TestDeployIsAllOrNone(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
 	admin, dora := r.person("anna", protocol.Admin), r.person("dora", protocol.Deployer)
-	n1 := r.node(admin, "n1")
-	r.node(admin, "n2")
+	n1 := r.online(admin, "n1", "n2")[0]
 	dora.deploy(t, "d1", 5, "n1", "n2")
+	admin.released(t, "d1", "n1", "n2")
+	// The rollout goes on by itself: what is counted below must not change for another reason.
+	eventually(t, "the beats are written down", func() bool {
+		g := value[*clientv3.GetResponse](t)(r.c.Store().Client().Get(context.Background(), "/nix-infra/heartbeats/", clientv3.WithPrefix(), clientv3.WithCountOnly()))
+		return g.Count == 2
+	})
 	before := value[*clientv3.GetResponse](t)(r.c.Store().Client().Get(context.Background(), "/nix-infra/", clientv3.WithPrefix(), clientv3.WithKeysOnly()))
 
 	item := func(p *person, node, deployment string, serial uint64) protocol.DeployItem {
@@ -97,13 +102,18 @@ func TestDryActivateDesiresNothing(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
-	n1, n2 := r.node(admin, "n1"), r.node(admin, "n2")
+	nodes := r.online(admin, "n1", "n2")
+	n1, n2 := nodes[0], nodes[1]
 	admin.deploy(t, "d1", 1, "n1")
+	admin.released(t, "d1", "n1")
 	item, blob := admin.signedManifest(t, "n1", "d2", 0, protocol.DryActivate, "tried dry")
 	sub, err := n1.nc.SubscribeSync(protocol.LookSubject("n1"))
 	must(t, err)
 	must(t, n1.nc.Flush())
-	asked[protocol.Deployment](t, admin, protocol.Deploy, protocol.DeployRequest{Deployment: "d2", Mode: protocol.DryActivate, Items: []protocol.DeployItem{item}})
+	d := asked[protocol.Deployment](t, admin, protocol.Deploy, protocol.DeployRequest{Deployment: "d2", Mode: protocol.DryActivate, Items: []protocol.DeployItem{item}})
+	if d.Rollout.State != protocol.RolloutRunning || d.Rollout.Released != 1 || d.Nodes != nil {
+		t.Fatalf("%+v", d)
+	}
 	m, err := sub.NextMsg(5 * time.Second)
 	must(t, err)
 	if look := value[protocol.Look](t)(protocol.Decode[protocol.Look](m.Data)); look.Serial != 0 || look.Digest != item.Digest {
@@ -122,13 +132,14 @@ func TestDryActivateDesiresNothing(t *testing.T) {
 	}
 }
 
-// A deployment that a crash left half done is finished if it was committed, and gone if not.
+// A deployment that a crash left half taken over goes on if it was committed, and is gone if not.
 func TestRecoversHalfDoneDeployments(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
-	r.node(admin, "n1")
+	n1 := r.online(admin, "n1")[0]
 	items := admin.deploy(t, "d1", 1, "n1")
+	admin.released(t, "d1", "n1")
 	db := r.c.Store().Client()
 	put := func(key, value string) {
 		t.Helper()
@@ -137,14 +148,18 @@ func TestRecoversHalfDoneDeployments(t *testing.T) {
 	}
 	for id, stage := range map[string]string{"d2": "committed", "d3": "prepared"} {
 		put("/nix-infra/deployments/"+id, fmt.Sprintf(`{"id":%q,"by":"anna","created":"2026-01-02T03:04:05Z","mode":"switch","stage":%q}`, id, stage))
-		put("/nix-infra/deployments/"+id+"/nodes/n1", fmt.Sprintf(`{"digest":%q,"serial":%d}`, items[0].Digest, map[string]int{"d2": 2, "d3": 3}[id]))
+		put("/nix-infra/deployments/"+id+"/nodes/n1", fmt.Sprintf(`{"digest":%q,"serial":%d,"wave":1}`, items[0].Digest, map[string]int{"d2": 2, "d3": 3}[id]))
 	}
+	put("/nix-infra/rollouts/d2", `{"strategy":{},"state":"scheduled","since":"2026-01-02T03:04:05Z","wave":0}`)
 	r.restart()
+	n1.nc = r.dial(n1.signer, protocol.InboxPrefix("n1"))
+	n1.beat(t, protocol.Beat{Interval: 120, Serial: 1})
 	vera := r.person("vera", protocol.Viewer)
 	list := asked[protocol.DeploymentList](t, vera, protocol.ListDeployments, nil)
 	if len(list.Deployments) != 2 {
 		t.Fatalf("%+v", list)
 	}
+	vera.released(t, "d2", "n1")
 	if d := value[map[string]protocol.Desired](t)(r.c.Store().Desired(context.Background())); d["n1"].Serial != 2 || d["n1"].Deployment != "d2" {
 		t.Fatalf("%+v", d)
 	}
@@ -219,11 +234,12 @@ func TestKillKeepsAcknowledged(t *testing.T) {
 		}
 		admin = &person{admin.Signer, r, "anna", r.dial(admin.Signer, "ni.v1.reply.anna")}
 		n1.nc = r.dial(n1.signer, protocol.InboxPrefix("n1"))
-		m, err := n1.manifest(t, "")
-		must(t, err)
-		if m.Digest != item.Digest {
-			t.Fatalf("after round %d n1 should have %s, and is given %s", round, item.Digest, m.Digest)
-		}
+		n1.beat(t, protocol.Beat{Interval: 120})
+		eventually(t, fmt.Sprintf("n1 is given %s after round %d", item.Digest, round), func() bool {
+			m, err := n1.manifest(t, "")
+			must(t, err)
+			return m.Digest == item.Digest
+		})
 	}
 	must(t, process.Process.Signal(syscall.SIGTERM))
 	if err := process.Wait(); err != nil {
@@ -325,6 +341,8 @@ func TestUploads(t *testing.T) {
 	s := r.signer("n1", protocol.Node)
 	r.restart()
 	n1 := &machineNode{"n1", s, r.dial(s, protocol.InboxPrefix("n1"))}
+	n1.beat(t, protocol.Beat{Interval: 120})
+	eventually(t, "n1 may have it", func() bool { m, err := n1.manifest(t, ""); must(t, err); return m.Digest == item.Digest })
 	var got []byte
 	for {
 		b, err := n1.blob(t, item.Digest, protocol.Digest(big), int64(len(got)))
@@ -342,10 +360,12 @@ func TestGarbage(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
-	n1 := r.node(admin, "n1")
+	n1 := r.online(admin, "n1")[0]
 	var items []protocol.DeployItem
 	for i := range 5 {
-		items = append(items, admin.deploy(t, fmt.Sprintf("d%d", i), uint64(i+1), "n1")...)
+		id := fmt.Sprintf("d%d", i)
+		items = append(items, admin.deploy(t, id, uint64(i+1), "n1")...)
+		admin.released(t, id, "n1")
 	}
 	loose := admin.upload(t, []byte("nobody's"))
 	term := r.c.current.Load()

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nix-infra/nix-infra/controller/rollout"
 	"github.com/nix-infra/nix-infra/controller/store"
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -26,6 +27,8 @@ type fleet struct {
 	desired     map[string]protocol.Desired
 	dry         map[string][]dryRun
 	deployments map[string]*deployment
+	live        map[string]*deployment // those whose rollout has not ended
+	claims      map[string]claim
 }
 
 // dryRun is a manifest that a node may have for a while without its being desired.
@@ -34,35 +37,50 @@ type dryRun struct {
 	expires time.Time
 }
 
-// deployment is a record with what is needed to count its nodes. The reports stay in etcd.
+// claim is the newest deployment that names a node, whether it was released to it or not: it has the node.
+type claim struct {
+	deployment string
+	serial     uint64
+	highest    uint64 // serial of anything on record, ways back too
+}
+
+// deployment is a record with what is needed to carry it out and to count its nodes. The reports stay in etcd.
 type deployment struct {
 	store.Deployment
-	parts map[string]part
+	rollout *rollout.Rollout // nil: it has none, since it is a dry-activate
+	parts   map[string]part
+	names   []string // of the parts, sorted
+	bytes   int
+}
+
+// part is a node's entry, without its report.
+type part struct {
+	store.Entry
+	phase protocol.Phase // how it ended, "": not yet
 	bytes int
 }
 
-type part struct {
-	serial uint64
-	digest string
-	phase  protocol.Phase // how it ended, "": not yet
-	bytes  int
-}
-
 func partOf(e store.Entry, size int) part {
-	p := part{serial: e.Serial, digest: e.Digest, bytes: size}
+	p := part{Entry: e, bytes: size}
 	if e.Report != nil {
-		p.phase = e.Report.Phase
+		p.phase, p.Report = e.Report.Phase, nil
 	}
 	return p
 }
 
+func (p *part) held() bool { return p.Released.IsZero() }
+
 func loadFleet(ctx context.Context, s *store.Store) (*fleet, error) {
-	f := &fleet{dry: map[string][]dryRun{}, deployments: map[string]*deployment{}}
+	f := &fleet{dry: map[string][]dryRun{}, deployments: map[string]*deployment{}, live: map[string]*deployment{}, claims: map[string]claim{}}
 	var err error
 	if f.nodes, err = s.Nodes(ctx); err != nil {
 		return nil, err
 	}
 	if f.desired, err = s.Desired(ctx); err != nil {
+		return nil, err
+	}
+	stands, err := s.Rollouts(ctx)
+	if err != nil {
 		return nil, err
 	}
 	of := func(id string) *deployment {
@@ -76,8 +94,14 @@ func loadFleet(ctx context.Context, s *store.Store) (*fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range f.deployments {
-		f.allowDryRun(d)
+	for node, d := range f.desired {
+		f.claims[node] = claim{deployment: d.Deployment, serial: d.Serial, highest: d.Serial}
+	}
+	for id, d := range f.deployments {
+		if r, ok := stands[id]; ok {
+			d.rollout = &r
+		}
+		f.add(d)
 	}
 	return f, nil
 }
@@ -87,15 +111,57 @@ func (d *deployment) set(node string, p part) {
 	d.parts[node] = p
 }
 
+// accepted takes over a deployment that the store has taken over.
+func (f *fleet) accepted(d store.Deployment, items map[string]store.Entry, r *rollout.Rollout) {
+	taken := &deployment{Deployment: d, rollout: r, parts: make(map[string]part, len(items))}
+	for node, e := range items {
+		taken.set(node, partOf(e, len(protocol.Encode(e))))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.add(taken)
+}
+
+// add makes a deployment count. f.mu is held, or nobody else has f.
+func (f *fleet) add(d *deployment) {
+	d.names = slices.Sorted(maps.Keys(d.parts))
+	f.deployments[d.ID] = d
+	if d.rollout != nil && !d.rollout.State.Ended() {
+		f.live[d.ID] = d
+	}
+	f.allowDryRun(d)
+	for node, p := range d.parts {
+		f.claim(node, d.ID, p)
+	}
+}
+
+// claim gives a node to a deployment, unless a newer one has it. f.mu is held.
+func (f *fleet) claim(node, id string, p part) {
+	c := f.claims[node]
+	if p.Serial > 0 && p.Serial >= c.serial {
+		c.deployment, c.serial = id, p.Serial
+	}
+	c.highest = max(c.highest, p.Serial)
+	if p.Back != "" {
+		c.highest = max(c.highest, p.Serial+1)
+	}
+	f.claims[node] = c
+}
+
 // allowDryRun lets the nodes of a dry-activate have its manifests until these expire. f.mu is held.
 func (f *fleet) allowDryRun(d *deployment) {
-	expires := d.Created.Add(protocol.DryRunLifetime + protocol.ClockSkew)
+	expires := d.dryUntil()
 	if d.Mode != protocol.DryActivate || time.Now().After(expires) {
 		return
 	}
 	for node, p := range d.parts {
-		f.dry[node] = append(f.currentDryRuns(node), dryRun{p.digest, expires})
+		f.dry[node] = append(f.currentDryRuns(node), dryRun{p.Digest, expires})
 	}
+}
+
+// dryUntil is when the manifests of a dry-activate have expired everywhere.
+func (d *deployment) dryUntil() time.Time {
+	return d.Created.Add(protocol.DryRunLifetime + protocol.ClockSkew)
 }
 
 func (f *fleet) currentDryRuns(node string) []dryRun {
@@ -158,106 +224,4 @@ func (f *fleet) names() []string {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return slices.Sorted(maps.Keys(f.nodes))
-}
-
-// released takes over a deployment that the store has released, all at once for whoever looks.
-func (f *fleet) released(d store.Deployment, items map[string]store.Entry) {
-	taken := &deployment{Deployment: d, parts: make(map[string]part, len(items))}
-	for node, e := range items {
-		taken.set(node, partOf(e, len(protocol.Encode(e))))
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.deployments[d.ID] = taken
-	f.allowDryRun(taken)
-	if d.Mode == protocol.DryActivate {
-		return
-	}
-	for node, e := range items {
-		f.desired[node] = protocol.Desired{Serial: e.Serial, Digest: e.Digest, Deployment: d.ID, Mode: d.Mode}
-	}
-}
-
-// newest are the ids of all deployments, newest first.
-func (f *fleet) newest() []string {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	ids := slices.Collect(maps.Keys(f.deployments))
-	slices.SortFunc(ids, func(a, b string) int {
-		if c := f.deployments[b].Created.Compare(f.deployments[a].Created); c != 0 {
-			return c
-		}
-		if a < b {
-			return 1
-		}
-		return -1
-	})
-	return ids
-}
-
-// surplus are the deployments that are too old to be kept.
-func (f *fleet) surplus() []string {
-	ids := f.newest()
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	parts, bytes := 0, 0
-	for i, id := range ids {
-		d := f.deployments[id]
-		parts, bytes = parts+len(d.parts), bytes+d.bytes
-		if i > 0 && (i >= maxDeployments || parts > maxParts || bytes > maxPartBytes) {
-			return ids[i:]
-		}
-	}
-	return nil
-}
-
-func (f *fleet) dropDeployment(id string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.deployments, id)
-}
-
-// part is a node's part of a deployment; kept tells whether there is such a deployment.
-func (f *fleet) part(id, node string) (p part, has, kept bool) {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	d, kept := f.deployments[id]
-	if !kept {
-		return part{}, false, false
-	}
-	p, has = d.parts[node]
-	return p, has, true
-}
-
-func (f *fleet) setPart(id, node string, p part) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if d, ok := f.deployments[id]; ok {
-		d.set(node, p)
-	}
-}
-
-// manifests are the digests that must not be collected: what is desired, what is being tried dry, and
-// the manifests of the newest deployments, so that going back to one stays possible.
-func (f *fleet) manifests(newest int) map[string]bool {
-	ids := f.newest()
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	keep := map[string]bool{}
-	for _, d := range f.desired {
-		keep[d.Digest] = true
-	}
-	for node := range f.dry {
-		for _, r := range f.currentDryRuns(node) {
-			keep[r.digest] = true
-		}
-	}
-	for _, id := range ids[:min(newest, len(ids))] {
-		if d := f.deployments[id]; d != nil {
-			for _, p := range d.parts {
-				keep[p.digest] = true
-			}
-		}
-	}
-	return keep
 }

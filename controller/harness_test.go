@@ -11,11 +11,13 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -233,6 +235,33 @@ func (r *rig) node(admin *person, name string) *machineNode {
 	s := r.signer(name, protocol.Node)
 	asked[protocol.NodeRecord](r.t, admin, protocol.PutNode, record(r.t, name, s))
 	return &machineNode{name, s, r.dial(s, protocol.InboxPrefix(name))}
+}
+
+// online enrols nodes that beat once, which is good for minutes.
+func (r *rig) online(admin *person, names ...string) []*machineNode {
+	r.t.Helper()
+	var nodes []*machineNode
+	for _, name := range names {
+		n := r.node(admin, name)
+		n.beat(r.t, protocol.Beat{Interval: 120})
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+// show is a deployment with its nodes.
+func (p *person) show(t testing.TB, id string) protocol.Deployment {
+	t.Helper()
+	return asked[protocol.Deployment](t, p, protocol.ShowDeployment, protocol.DeploymentQuery{ID: id})
+}
+
+// released waits until nodes were let have their part of a deployment.
+func (p *person) released(t testing.TB, id string, nodes ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%s is released to %v", id, nodes), func() bool {
+		d := p.show(t, id)
+		return !slices.ContainsFunc(nodes, func(n string) bool { return !d.Nodes[n].Released })
+	})
 }
 
 func record(t testing.TB, name string, s *protocol.Signer) protocol.NodeRecord {

@@ -256,11 +256,13 @@ func TestPrivateTrees(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
-	n1, n2 := r.node(admin, "n1"), r.node(admin, "n2")
+	nodes := r.online(admin, "n1", "n2")
+	n1, n2 := nodes[0], nodes[1]
 	item1, blob1 := admin.signedManifest(t, "n1", "d1", 1, protocol.Switch, "n1's secret")
 	item2, blob2 := admin.signedManifest(t, "n2", "d1", 1, protocol.Switch, "n2's secret")
 	loose := admin.upload(t, []byte("nobody's"))
 	asked[protocol.Deployment](t, admin, protocol.Deploy, protocol.DeployRequest{Deployment: "d1", Mode: protocol.Switch, Items: []protocol.DeployItem{item1, item2}})
+	admin.released(t, "d1", "n1", "n2")
 
 	b, err := n1.blob(t, item1.Digest, blob1, 0)
 	must(t, err)
@@ -306,6 +308,7 @@ func TestPrivateTrees(t *testing.T) {
 
 	// What is superseded is nobody's any more; a removed node has nothing.
 	admin.deploy(t, "d2", 2, "n1")
+	admin.released(t, "d2", "n1")
 	_, err = n1.manifest(t, item1.Digest)
 	wantCode(t, err, protocol.Unknown)
 	asked[struct{}](t, admin, protocol.RemoveNode, protocol.NameRequest{Name: "n2"})

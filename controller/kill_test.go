@@ -56,11 +56,7 @@ func TestKillInTheMiddle(t *testing.T) {
 		for {
 			list := asked[protocol.NodeList](t, admin, protocol.ListNodes, page)
 			for _, n := range list.Nodes {
-				if n.Desired == nil {
-					serials[0]++
-				} else {
-					serials[n.Desired.Serial]++
-				}
+				serials[n.Serial]++
 			}
 			if page.After = list.Next; page.After == "" {
 				break
@@ -78,9 +74,15 @@ func TestKillInTheMiddle(t *testing.T) {
 		}
 		for _, n := range enrolledNodes {
 			n.nc = r.dial(n.signer, protocol.InboxPrefix(n.name))
-			if m, err := n.manifest(t, ""); err != nil || m.Digest == "" {
-				t.Fatalf("%s is not served: %v", n.name, err)
-			}
+			n.beat(t, protocol.Beat{Interval: 120})
+		}
+		for _, n := range enrolledNodes {
+			eventually(t, n.name+" is served the last one", func() bool {
+				_, err := n.manifest(t, "")
+				must(t, err)
+				d := r.state(t, admin, n.name).Desired
+				return d != nil && d.Serial == last
+			})
 		}
 	}
 }

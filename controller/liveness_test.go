@@ -106,8 +106,9 @@ func TestBeatsAreAnsweredWithLook(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
-	n1 := r.node(admin, "n1")
+	n1 := r.online(admin, "n1")[0]
 	item := admin.deploy(t, "d1", 5, "n1")[0]
+	admin.released(t, "d1", "n1")
 	sub := value[*nats.Subscription](t)(n1.nc.SubscribeSync(protocol.LookSubject("n1")))
 	look := func(b protocol.Beat) (*protocol.Look, bool) {
 		n1.beat(t, b)
@@ -154,8 +155,9 @@ func TestExternalAndTakeOver(t *testing.T) {
 	second := value[*Controller](t)(Start(context.Background(), on("ctl3"), testLog()))
 	defer second.Stop()
 	admin := r.person("anna", protocol.Admin)
-	n1 := r.node(admin, "n1")
+	n1 := r.online(admin, "n1")[0]
 	item := admin.deploy(t, "d1", 5, "n1")[0]
+	admin.released(t, "d1", "n1")
 	select {
 	case <-second.Serving():
 		t.Fatal("two serve")

@@ -27,6 +27,10 @@ func (t *term) actions() map[protocol.Action]func(context.Context, *protocol.Ver
 		protocol.PutNode:         t.putNode,
 		protocol.RemoveNode:      t.removeNode,
 		protocol.TagNode:         t.tagNode,
+		protocol.LockNode:        t.lockNode,
+		protocol.SteerRollout:    t.steer,
+		protocol.ShowManifest:    t.showManifest,
+		protocol.ShowBlob:        t.showBlob,
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -148,28 +147,10 @@ func (t *term) blob(ctx context.Context, node string, data []byte) (any, error) 
 	if err != nil {
 		return nil, err
 	}
-	// One refusal for both, so that nobody can find out what others' trees hold.
-	none := protocol.Refuse(protocol.Unknown, "there is no such manifest for %s, or it does not list this blob", node)
 	if !t.fleet.mayHave(node, q.Manifest) {
-		return nil, none
+		return nil, noBlob(node)
 	}
-	listed, err := t.listing(ctx, q.Manifest)
-	if err != nil {
-		return nil, err
-	}
-	if _, ok := slices.BinarySearch(listed, q.Blob); !ok {
-		return nil, none
-	}
-	content, err := t.blobs.Get(ctx, q.Blob)
-	if err != nil {
-		return nil, err
-	}
-	size := int64(len(content))
-	if q.Offset < 0 || q.Offset > size {
-		return nil, protocol.Refuse(protocol.Invalid, "offset %d of a blob of %d bytes", q.Offset, size)
-	}
-	end := min(size, q.Offset+t.pace.next(time.Now()))
-	return protocol.BlobReply{Size: size, Data: content[q.Offset:end]}, nil
+	return t.piece(ctx, node, q)
 }
 
 // document is a signed manifest as it was signed.
@@ -229,7 +210,7 @@ func (t *term) report(ctx context.Context, node string, data []byte) (any, error
 		t.log.Info("a report of a deployment that is not on record", "node", node, "deployment", r.Deployment, "phase", r.Phase)
 		return nil, nil
 	}
-	if !has || p.serial != r.Serial {
+	if !has || p.Serial != r.Serial || p.held() {
 		return nil, protocol.Refuse(protocol.Unknown, "%s has no part with serial %d in deployment %s", node, r.Serial, r.Deployment)
 	}
 	e, ok, err := t.c.store.Entry(ctx, r.Deployment, node)
@@ -251,6 +232,7 @@ func (t *term) report(ctx context.Context, node string, data []byte) (any, error
 		return nil, err
 	}
 	t.fleet.setPart(r.Deployment, node, partOf(e, len(protocol.Encode(e))))
+	t.rollouts.touch(r.Deployment)
 	t.log.Info("a node is done", "node", node, "deployment", r.Deployment, "phase", r.Phase, "reason", r.Reason)
 	return nil, nil
 }

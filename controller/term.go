@@ -43,6 +43,7 @@ type term struct {
 	blobs    *broker.Blobs
 	fleet    *fleet
 	alive    *liveness.Tracker
+	rollouts *rollouts
 	audit    *auditor
 	seen     *seen
 	uploads  *uploads
@@ -53,7 +54,7 @@ type term struct {
 	strange  limiter // log lines about messages that make no sense
 	unproven limiter // refused requests of nobody in particular
 
-	changing  sync.Mutex    // held by whatever changes nodes or desired states
+	changing  sync.Mutex    // held by whatever changes nodes, deployments or desired states
 	deployed  chan struct{} // something may have become garbage
 	unsettled chan struct{} // the term must end, so that the next one recovers
 
@@ -113,8 +114,10 @@ func (t *term) load(ctx context.Context) (err error) {
 		return err
 	}
 	t.audit = &auditor{name: t.c.machine.Name, js: t.c.broker.JS, stream: t.c.broker.Audit, log: t.log}
+	t.rollouts = newRollouts(t)
 	t.alive, err = liveness.New(ctx, liveness.Config{
 		Interval: time.Duration(t.c.cfg.Heartbeat.Interval) * time.Second, Floor: t.lastAlive(),
+		Anew: len(t.c.cfg.Broker.External) == 0, Changed: t.rollouts.changed,
 	}, t.lead, t.log)
 	return err
 }
@@ -133,7 +136,8 @@ func (t *term) lastAlive() time.Time {
 }
 
 func (t *term) subscribe() error {
-	t.loops.Add(3)
+	t.loops.Add(4)
+	go func() { defer t.loops.Done(); t.rollouts.run(t.ctx) }()
 	go func() { defer t.loops.Done(); t.alive.Run(t.ctx) }()
 	go func() { defer t.loops.Done(); t.keepAlive() }()
 	go func() { defer t.loops.Done(); t.collectGarbage() }()

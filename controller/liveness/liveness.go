@@ -17,6 +17,7 @@ import (
 // Timing. A node is lost when its beat is later than graceFactor intervals, and not sooner than minGrace.
 const (
 	graceFactor = 2.5
+	awaitFactor = 1.5 // of the grace, for nodes that have to find their way back
 	minGrace    = 5 * time.Second
 	maxInterval = time.Hour
 	saveEvery   = 250 * time.Millisecond
@@ -36,6 +37,10 @@ type Config struct {
 	Interval time.Duration // for beats that don't say when the next one is due
 	// Floor is when somebody last kept track: a node that the book has as online was seen until then.
 	Floor time.Time
+	// Anew says that the nodes have to find their way back, since their connections ended with the controller before.
+	Anew bool
+	// Changed is told when a node comes or goes, and of beats with news. It must be quick. May be nil.
+	Changed func(node string, before, after State)
 }
 
 // Tracker follows the nodes of a fleet. It is safe for concurrent use.
@@ -49,6 +54,9 @@ type Tracker struct {
 	due     deadlines
 	changed map[string]bool
 	wake    chan struct{} // the soonest deadline, or the first change, is a new one
+
+	awaited map[string]bool // nodes that may be there although nothing was heard of them yet
+	settled chan struct{}   // closed when none is awaited any more
 
 	saving sync.Mutex // so that nothing is written of a node after Forget
 }
@@ -76,11 +84,14 @@ func New(ctx context.Context, cfg Config, book Book, log *slog.Logger) (*Tracker
 		return nil, err
 	}
 	t := &Tracker{cfg: cfg, book: book, log: log, nodes: make(map[string]*node, len(known)),
-		changed: map[string]bool{}, wake: make(chan struct{}, 1)}
+		changed: map[string]bool{}, wake: make(chan struct{}, 1), awaited: map[string]bool{}, settled: make(chan struct{})}
 	now := time.Now()
 	for name, s := range known {
 		n := &node{Sighting: s, index: -1}
 		t.nodes[name] = n
+		if s.Unsure || s.Online && cfg.Anew {
+			t.awaited[name] = true
+		}
 		if !s.Online {
 			continue
 		}
@@ -90,7 +101,20 @@ func New(ctx context.Context, cfg Config, book Book, log *slog.Logger) (*Tracker
 		n.deadline = now.Add(t.grace(s.Beat.Interval))
 		t.schedule(n)
 	}
+	t.settle()
 	return t, nil
+}
+
+// Settled is closed as soon as it can be told who is there: when all that may be have beaten, or had the time for it.
+// Before, a node that does not seem to be online may be on its way back from a restart of the controller.
+func (t *Tracker) Settled() <-chan struct{} { return t.settled }
+
+// settle closes settled when nobody is awaited. t.mu is held, or nobody else has t.
+func (t *Tracker) settle() {
+	if t.awaited != nil && len(t.awaited) == 0 {
+		t.awaited = nil
+		close(t.settled)
+	}
 }
 
 // grace is how long after a beat a node counts as online. The interval is in seconds, and a node's own word.
@@ -107,7 +131,13 @@ func (t *Tracker) Beat(name string, b protocol.Beat) {
 	vitals := b.Vitals
 	b.Vitals = protocol.Vitals{}
 	now := time.Now()
+	before, news := t.note(name, b, vitals, now)
+	if news && t.cfg.Changed != nil {
+		t.cfg.Changed(name, before, State{Online: true, Seen: now, Beat: b})
+	}
+}
 
+func (t *Tracker) note(name string, b protocol.Beat, vitals protocol.Vitals, now time.Time) (before State, news bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.nodes[name]
@@ -116,8 +146,15 @@ func (t *Tracker) Beat(name string, b protocol.Beat) {
 		t.nodes[name] = n
 	}
 	if !n.Online || !reflect.DeepEqual(n.Beat, b) {
+		before, news = n.state(now), true
 		n.Beat = b
 		t.mark(name)
+	} else if !now.Before(n.deadline) {
+		before, news = n.state(now), true // it was late, and State said so
+	}
+	if t.awaited[name] {
+		delete(t.awaited, name)
+		t.settle()
 	}
 	n.Online, n.Seen, n.vitals = true, now, vitals
 	n.deadline = now.Add(t.grace(b.Interval))
@@ -125,6 +162,7 @@ func (t *Tracker) Beat(name string, b protocol.Beat) {
 	if n.index < 0 || n.deadline.Before(n.sorted) {
 		t.schedule(n)
 	}
+	return before, news
 }
 
 // Forget drops a node, before it is removed from the book.
@@ -142,6 +180,8 @@ func (t *Tracker) Forget(name string) {
 	}
 	delete(t.nodes, name)
 	delete(t.changed, name)
+	delete(t.awaited, name)
+	t.settle()
 }
 
 // State tells what is known of a node; false: it was never seen.
@@ -152,10 +192,27 @@ func (t *Tracker) State(name string) (State, bool) {
 	if n == nil {
 		return State{}, false
 	}
-	// Right even while the writing down is stuck.
-	s := State{Online: n.Online && time.Now().Before(n.deadline), Seen: n.Seen, Beat: n.Beat}
+	s := n.state(time.Now())
 	s.Beat.Vitals = n.vitals
 	return s, true
+}
+
+// state is right even while the writing down is stuck. It lacks the vitals.
+func (n *node) state(now time.Time) State {
+	return State{Online: n.Online && now.Before(n.deadline), Seen: n.Seen, Beat: n.Beat}
+}
+
+// Quarantined are the closures that are in quarantine on some node, and on which one.
+func (t *Tracker) Quarantined() map[string]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := map[string]string{}
+	for name, n := range t.nodes {
+		for _, closure := range n.Beat.Quarantine[:min(len(n.Beat.Quarantine), protocol.MaxQuarantine)] {
+			all[closure] = name
+		}
+	}
+	return all
 }
 
 // mark puts a node on the list of what has to be written. t.mu is held.
@@ -188,13 +245,24 @@ func (t *Tracker) schedule(n *node) {
 
 // expire declares lost who is due, and tells when to come back; zero: nobody is awaited.
 func (t *Tracker) expire(now time.Time) time.Time {
+	lost, next := t.overdue(now)
+	for _, s := range lost {
+		t.log.Info("lost a node", "node", s.Node, "last_seen", s.Seen)
+		if t.cfg.Changed != nil {
+			t.cfg.Changed(s.Node, State{Online: true, Seen: s.Seen, Beat: s.Beat}, State{Seen: s.Seen, Beat: s.Beat})
+		}
+	}
+	return next
+}
+
+func (t *Tracker) overdue(now time.Time) (lost []store.Sighting, next time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(t.due) > 0 {
 		n := t.due[0]
 		switch {
 		case n.sorted.After(now):
-			return n.sorted
+			return lost, n.sorted
 		case n.deadline.After(now):
 			n.sorted = n.deadline
 			heap.Fix(&t.due, 0)
@@ -202,10 +270,10 @@ func (t *Tracker) expire(now time.Time) time.Time {
 			heap.Pop(&t.due)
 			n.Online = false
 			t.mark(n.Node)
-			t.log.Info("lost a node", "node", n.Node, "last_seen", n.Seen)
+			lost = append(lost, n.Sighting)
 		}
 	}
-	return time.Time{}
+	return lost, time.Time{}
 }
 
 // Run judges and writes until ctx is done, and then writes when everybody was last seen.
@@ -214,6 +282,8 @@ func (t *Tracker) Run(ctx context.Context) {
 	defer renew.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	giveUp := time.NewTimer(time.Duration(awaitFactor * float64(t.grace(0))))
+	defer giveUp.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -222,6 +292,11 @@ func (t *Tracker) Run(ctx context.Context) {
 		case <-renew.C:
 			t.renew(ctx)
 		case <-t.wake:
+		case <-giveUp.C:
+			t.mu.Lock()
+			clear(t.awaited)
+			t.settle()
+			t.mu.Unlock()
 		case <-timer.C:
 		}
 		next := t.expire(time.Now())

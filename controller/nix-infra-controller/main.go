@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	_ "time/tzdata" // maintenance windows are in time zones, which the machine may not know
 
 	"github.com/nix-infra/nix-infra/controller"
 )

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/nix-infra/nix-infra/controller/rollout"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -17,30 +18,37 @@ import (
 // that the all-or-none is in the one write that makes it committed:
 //
 //	prepared   its entries are being written; a controller that starts and finds it removes it
-//	committed  its desired states are being written; a controller that starts and finds it goes on
-//	released   done
+//	committed  taken over, and its rollout begins
 type Stage string
 
 const (
 	prepared  Stage = "prepared"
 	committed Stage = "committed"
-	released  Stage = "released"
 )
 
 // Deployment is a deployment's record.
 type Deployment struct {
-	ID      string        `json:"id"`
-	By      string        `json:"by"`
-	Created time.Time     `json:"created"`
-	Mode    protocol.Mode `json:"mode"`
-	Stage   Stage         `json:"stage"`
+	ID       string            `json:"id"`
+	By       string            `json:"by"`
+	Created  time.Time         `json:"created"`
+	Mode     protocol.Mode     `json:"mode"`
+	Strategy protocol.Strategy `json:"strategy"`
+	Undoes   string            `json:"undoes,omitempty"` // the deployment that this one takes back
+	Stage    Stage             `json:"stage"`
 }
 
-// Entry is one node's part of a deployment.
+// Entry is one node's part of a deployment. It is held back, known to nobody but the controller, until it
+// is released.
 type Entry struct {
-	Digest string           `json:"digest"` // of the signed manifest
-	Serial uint64           `json:"serial"`
-	Report *protocol.Report `json:"report,omitempty"`
+	Digest   string           `json:"digest"` // of the signed manifest
+	Serial   uint64           `json:"serial"`
+	Wave     int              `json:"wave"`              // from 1
+	Released time.Time        `json:"released,omitzero"` // zero: it is held back
+	Back     string           `json:"back,omitempty"`    // digest of the way back, which has serial Serial+1
+	Closure  string           `json:"closure,omitempty"` // store path that the manifest names
+	Timeout  int              `json:"timeout"`           // seconds from the start of activation to the end, for the way back too
+	Build    int              `json:"build"`             // seconds until activation starts, at most
+	Report   *protocol.Report `json:"report,omitempty"`
 }
 
 func entries(id string) string { return deployments + id + "/nodes/" }
@@ -49,10 +57,10 @@ func entries(id string) string { return deployments + id + "/nodes/" }
 // deployment was taken over. The leader must end its term, so that the next one recovers.
 var ErrUnsettled = errors.New("it is not settled whether the deployment was taken over; look at `deployments` in a moment")
 
-// Release takes over a deployment, all of it or none: when it returns nil nothing of it can be lost
-// any more; when it returns an error other than ErrUnsettled there is nothing of it. The caller has
-// checked the serials, and releases one deployment at a time.
-func (t *Term) Release(ctx context.Context, d Deployment, items map[string]Entry) error {
+// Accept takes over a deployment and its rollout (nil: it has none), all of it or none: when it returns
+// nil nothing of it can be lost any more; when it returns an error other than ErrUnsettled there is
+// nothing of it. The caller has checked the serials, and accepts one deployment at a time.
+func (t *Term) Accept(ctx context.Context, d Deployment, items map[string]Entry, r *rollout.Rollout) error {
 	d.Stage = prepared
 	if err := t.write(ctx, put(deployments+d.ID, d)); err != nil {
 		return err
@@ -66,12 +74,13 @@ func (t *Term) Release(ctx context.Context, d Deployment, items map[string]Entry
 		return t.abandon(d.ID, err)
 	}
 	d.Stage = committed
-	if err := t.write(ctx, put(deployments+d.ID, d)); err != nil {
+	ops = []clientv3.Op{put(deployments+d.ID, d)}
+	if r != nil {
+		ops = append(ops, put(rollouts+d.ID, r))
+	}
+	if err := t.write(ctx, ops...); err != nil {
 		// Whether this one write was made is not known. Removing it settles that.
 		return t.abandon(d.ID, err)
-	}
-	if err := t.finish(ctx, d, items); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnsettled, err)
 	}
 	return nil
 }
@@ -86,62 +95,51 @@ func (t *Term) abandon(id string, why error) error {
 	return why
 }
 
-// finish writes the desired states of a committed deployment. It may be done twice.
-func (t *Term) finish(ctx context.Context, d Deployment, items map[string]Entry) error {
-	if d.Mode != protocol.DryActivate {
-		ops := make([]clientv3.Op, 0, len(items))
-		for node, e := range items {
-			ops = append(ops, put(desired+node, protocol.Desired{Serial: e.Serial, Digest: e.Digest, Deployment: d.ID, Mode: d.Mode}))
-		}
-		if err := t.writeAll(ctx, ops); err != nil {
-			return err
-		}
-	}
-	d.Stage = released
-	return t.write(ctx, put(deployments+d.ID, d))
-}
-
-// Recover finishes or removes what a controller that was killed left half done. It must be called
-// before anything is read for serving.
+// Recover removes what a controller that was killed left half taken over. It must be called before
+// anything is read for serving.
 func (t *Term) Recover(ctx context.Context) error {
-	var half []Deployment
+	var half []string
 	err := t.store.Deployments(ctx, func(d Deployment) {
-		if d.Stage != released {
-			half = append(half, d)
+		if d.Stage == prepared {
+			half = append(half, d.ID)
 		}
 	}, nil)
-	if err != nil || len(half) == 0 {
-		return err
-	}
-	enrolled, err := t.store.Nodes(ctx)
 	if err != nil {
 		return err
 	}
-	wanted, err := t.store.Desired(ctx)
-	if err != nil {
-		return err
-	}
-	for _, d := range half {
-		if d.Stage == prepared {
-			if err := t.RemoveDeployment(ctx, d.ID); err != nil {
-				return err
-			}
-			continue
-		}
-		items, err := t.store.Entries(ctx, d.ID)
-		if err != nil {
-			return err
-		}
-		for node, e := range items {
-			if _, ok := enrolled[node]; !ok || e.Serial <= wanted[node].Serial {
-				delete(items, node) // written before, or the node is gone
-			}
-		}
-		if err := t.finish(ctx, d, items); err != nil {
+	for _, id := range half {
+		if err := t.RemoveDeployment(ctx, id); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// MaxRelease is how many nodes are released by one transaction.
+const MaxRelease = 50
+
+// Release lets up to MaxRelease nodes have their entries, all of them or none: from here on these are desired.
+func (t *Term) Release(ctx context.Context, d Deployment, items map[string]Entry) error {
+	ops := make([]clientv3.Op, 0, 2*len(items))
+	for node, e := range items {
+		ops = append(ops, put(entries(d.ID)+node, e), put(desired+node, e.Desired(d)))
+	}
+	return t.write(ctx, ops...)
+}
+
+// Desired is what the node of an entry should have once it is released.
+func (e Entry) Desired(d Deployment) protocol.Desired {
+	return protocol.Desired{Serial: e.Serial, Digest: e.Digest, Deployment: d.ID, Mode: d.Mode}
+}
+
+// PutRollout remembers where a deployment's rollout stands.
+func (t *Term) PutRollout(ctx context.Context, id string, r rollout.Rollout) error {
+	return t.write(ctx, put(rollouts+id, r))
+}
+
+// Rollouts are where the rollouts of all deployments stand, by id.
+func (s *Store) Rollouts(ctx context.Context) (map[string]rollout.Rollout, error) {
+	return load[rollout.Rollout](ctx, s, rollouts)
 }
 
 // Deployments reads all deployments, and with a second function also all their entries, with the
@@ -190,7 +188,7 @@ func (t *Term) PutEntry(ctx context.Context, id, node string, e Entry) error {
 	return t.write(ctx, put(entries(id)+node, e))
 }
 
-// RemoveDeployment removes a deployment with all its entries.
+// RemoveDeployment removes a deployment with all its entries and its rollout.
 func (t *Term) RemoveDeployment(ctx context.Context, id string) error {
-	return t.write(ctx, clientv3.OpDelete(entries(id), clientv3.WithPrefix()), clientv3.OpDelete(deployments+id))
+	return t.write(ctx, clientv3.OpDelete(entries(id), clientv3.WithPrefix()), clientv3.OpDelete(deployments+id), clientv3.OpDelete(rollouts+id))
 }

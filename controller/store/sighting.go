@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,12 +30,24 @@ const (
 type Sighting struct {
 	Node   string        `json:"-"`
 	Online bool          `json:"-"`
+	Unsure bool          `json:"-"`    // not online because nobody kept track of it lately
 	Seen   time.Time     `json:"seen"` // of an online node: when the beat changed
 	Beat   protocol.Beat `json:"beat"`
 }
 
 // Sightings reads what is known of all nodes, and takes over the leases that hold it.
 func (t *Term) Sightings(ctx context.Context) (map[string]Sighting, error) {
+	err := t.store.scan(ctx, tracked, func(kv *mvccpb.KeyValue) error {
+		i, err := strconv.Atoi(strings.TrimPrefix(string(kv.Key), tracked))
+		if err != nil || i < 0 || i >= leaseCount {
+			return fmt.Errorf("the key %s in etcd is damaged", kv.Key)
+		}
+		t.leases[i] = clientv3.LeaseID(kv.Lease)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	all, err := load[Sighting](ctx, t.store, last)
 	if err != nil {
 		return nil, err
@@ -50,14 +63,13 @@ func (t *Term) Sightings(ctx context.Context) (map[string]Sighting, error) {
 			s.Seen = before.Seen
 		}
 		all[node] = s
-		t.leases[LeaseOf(node)] = clientv3.LeaseID(kv.Lease)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	for node, s := range all {
-		s.Node = node
+		s.Node, s.Unsure = node, !s.Online && t.leases[LeaseOf(node)] == clientv3.NoLease
 		all[node] = s
 	}
 	_, err = t.Renew(ctx)
@@ -89,6 +101,9 @@ func (t *Term) Renew(ctx context.Context) (lost []int, err error) {
 		r, err := t.store.client.Grant(ctx, leaseTTL)
 		if err != nil {
 			return lost, fmt.Errorf("can't make a lease in etcd: %w", err)
+		}
+		if err := t.write(ctx, clientv3.OpPut(tracked+strconv.Itoa(i), "", clientv3.WithLease(r.ID))); err != nil {
+			return lost, err
 		}
 		t.leases[i] = r.ID
 		lost = append(lost, i)

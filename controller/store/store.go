@@ -5,9 +5,11 @@
 //	/nix-infra/nodes/<node>                 protocol.NodeRecord
 //	/nix-infra/desired/<node>               protocol.Desired
 //	/nix-infra/heartbeats/<node>            Sighting, under a shared lease: gone means lost
+//	/nix-infra/tracked/<number>             empty, under the shared lease of that number: gone means that nobody kept track
 //	/nix-infra/last/<node>                  Sighting, of a node that is lost or was when the controller stopped
 //	/nix-infra/deployments/<id>             Deployment
-//	/nix-infra/deployments/<id>/nodes/<node>  Entry
+//	/nix-infra/deployments/<id>/nodes/<node>  Entry, held back or released
+//	/nix-infra/rollouts/<id>                rollout.Rollout: where the release of a deployment stands
 //	/nix-infra/seen/<id>                    requests that must not run twice, under a lease until they expire
 //
 // Everybody may read; only the elected leader writes, through its Term, and each of its writes holds
@@ -40,8 +42,10 @@ const (
 	nodes       = root + "nodes/"
 	desired     = root + "desired/"
 	heartbeats  = root + "heartbeats/"
+	tracked     = root + "tracked/"
 	last        = root + "last/"
 	deployments = root + "deployments/"
+	rollouts    = root + "rollouts/"
 	seen        = root + "seen/"
 )
 

@@ -11,6 +11,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/nix-infra/nix-infra/controller/rollout"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -76,20 +77,42 @@ func TestLargeDeployment(t *testing.T) {
 	for i := range 3000 {
 		items[fmt.Sprintf("n%04d", i)] = Entry{Serial: 7, Digest: protocol.Digest([]byte{byte(i)})}
 	}
-	must(t, term.Release(ctx, Deployment{ID: "d1", Mode: protocol.Switch}, items))
-	must(t, term.Release(ctx, Deployment{ID: "d1-b", Mode: protocol.DryActivate}, map[string]Entry{"n1": {}}))
-	desired, err := s.Desired(ctx)
-	must(t, err)
+	d := Deployment{ID: "d1", Mode: protocol.Switch}
+	must(t, term.Accept(ctx, d, items, &rollout.Rollout{State: protocol.RolloutRunning}))
+	must(t, term.Accept(ctx, Deployment{ID: "d1-b", Mode: protocol.DryActivate}, map[string]Entry{"n1": {}}, nil))
+	desired := func() map[string]protocol.Desired {
+		all, err := s.Desired(ctx)
+		must(t, err)
+		return all
+	}
 	entries, err := s.Entries(ctx, "d1")
 	must(t, err)
-	if len(desired) != 3000 || len(entries) != 3000 || desired["n0042"].Serial != 7 {
-		t.Fatalf("%d desired, %d entries", len(desired), len(entries))
+	if len(desired()) != 0 || len(entries) != 3000 {
+		t.Fatalf("%d desired, %d entries", len(desired()), len(entries))
+	}
+	batch := map[string]Entry{}
+	for i := range MaxRelease {
+		name := fmt.Sprintf("n%04d", i)
+		e := items[name]
+		e.Released = time.Now()
+		batch[name] = e
+	}
+	must(t, term.Release(ctx, d, batch))
+	if all := desired(); len(all) != MaxRelease || all["n0042"] != items["n0042"].Desired(d) {
+		t.Fatalf("%d desired, %+v", len(all), all["n0042"])
+	}
+	if e, _, err := s.Entry(ctx, "d1", "n0042"); err != nil || e.Released.IsZero() {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	must(t, term.PutRollout(ctx, "d1", rollout.Rollout{State: protocol.RolloutPaused}))
+	if all, err := s.Rollouts(ctx); err != nil || len(all) != 1 || all["d1"].State != protocol.RolloutPaused {
+		t.Fatalf("%+v, %v", all, err)
 	}
 	must(t, term.RemoveDeployment(ctx, "d1"))
 	var ids []string
 	must(t, s.Deployments(ctx, func(d Deployment) { ids = append(ids, d.ID) }, nil))
-	if len(ids) != 1 || ids[0] != "d1-b" {
-		t.Fatalf("left: %v", ids)
+	if all, err := s.Rollouts(ctx); err != nil || len(all) != 0 || len(ids) != 1 || ids[0] != "d1-b" {
+		t.Fatalf("left: %v, %v, %v", ids, all, err)
 	}
 }
 
