@@ -74,6 +74,9 @@ func (v *Verifier) Account() string {
 // SetAccount takes over a newer account JWT (new signing keys, revocations) that the pinned operator
 // signed, from whoever brings it. An older one is ignored, so that nobody can undo a revocation.
 func (v *Verifier) SetAccount(token string) (changed bool, err error) {
+	if token == v.Account() {
+		return false, nil // it comes with every manifest
+	}
 	c, err := jwt.DecodeAccountClaims(token)
 	if err != nil {
 		return false, fmt.Errorf("not an account JWT: %w", err)
@@ -87,7 +90,7 @@ func (v *Verifier) SetAccount(token string) (changed bool, err error) {
 		if c.Subject != v.account.Subject {
 			return false, fmt.Errorf("the account JWT is of account %s, this fleet's is %s", c.Subject, v.account.Subject)
 		}
-		if token == v.token || c.IssuedAt < v.account.IssuedAt {
+		if c.IssuedAt < v.account.IssuedAt {
 			return false, nil
 		}
 	}

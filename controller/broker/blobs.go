@@ -126,7 +126,9 @@ func (b *Blobs) Put(ctx context.Context, digest string, compressed []byte) error
 	if b.Touch(digest) {
 		return nil
 	}
-	meta := jetstream.ObjectMeta{Name: digest, Opts: &jetstream.ObjectMetaOptions{ChunkSize: protocol.ChunkSize}}
+	// The client makes a buffer of a whole chunk for each object, however small that is: a thousand manifests are small.
+	chunk := uint32(min(protocol.ChunkSize, len(compressed)+1))
+	meta := jetstream.ObjectMeta{Name: digest, Opts: &jetstream.ObjectMetaOptions{ChunkSize: chunk}}
 	if _, err := b.store.Put(ctx, meta, bytes.NewReader(compressed)); err != nil {
 		return fmt.Errorf("can't keep blob %s (is the disk full, or blobs.max_bytes reached?): %w", digest, err)
 	}
