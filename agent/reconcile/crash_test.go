@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -27,17 +28,20 @@ func TestKilledAtEveryStep(t *testing.T) {
 			l.stop()
 		},
 	}
-	for mode, contents := range map[protocol.Mode][]string{
-		protocol.Switch: {good, badUnit, lateUnit, hangs, cutNetwork, badBoot, dies},
-		protocol.Test:   {good, badUnit},
+	for _, k := range []kind{
+		{built, protocol.Switch, []string{good, badUnit, lateUnit, hangs, cutNetwork, badBoot, dies}},
+		{built, protocol.Test, []string{good, badUnit}},
+		{substituted, protocol.Switch, []string{good, badUnit}},
+		{goneBackTo, protocol.Switch, []string{good, badUnit, cutNetwork, dies}},
+		{goneBackTo, protocol.Test, []string{good}},
 	} {
-		for _, content := range contents {
-			steps := stepsOf(t, mode, content)
+		for _, content := range k.contents {
+			steps := stepsOf(t, k, content)
 			for n := range steps {
 				for name, then := range after {
-					t.Run(fmt.Sprintf("%s/%s/%d-%s/%s", mode, content, n+1, steps[n], name), func(t *testing.T) {
+					t.Run(fmt.Sprintf("%s/%s/%s/%d-%s/%s", k.source, k.mode, content, n+1, steps[n], name), func(t *testing.T) {
 						t.Parallel()
-						bubble(t, func(t *testing.T, r *rig) { killed(t, r, mode, content, n+1, then) })
+						bubble(t, func(t *testing.T, r *rig) { killed(t, r, k, content, n+1, then) })
 					})
 				}
 			}
@@ -45,12 +49,42 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
+// kind is what is deployed, in which mode, and how its systems behave.
+type kind struct {
+	source   string
+	mode     protocol.Mode
+	contents []string
+}
+
+const (
+	built       = "built"
+	substituted = "substituted"
+	goneBackTo  = "gone back to"
+)
+
+// manifest brings a system that behaves like content.
+func (k kind) manifest(r *rig, content string) *protocol.Manifest {
+	m := r.manifest(1, k.mode, content)
+	switch k.source {
+	case substituted:
+		m.Closure = &protocol.Closure{Path: store(content), Caches: []string{"https://cache.example"}, Keys: []string{cacheKey}}
+	case goneBackTo:
+		m.Files = nil
+		m.Rollback = &protocol.Rollback{Generation: 3}
+		r.m.mu.Lock()
+		r.m.generations = append([]nix.Generation{{Number: 3, Closure: store(content)}}, r.m.generations...)
+		r.m.here[store(content)] = true
+		r.m.mu.Unlock()
+	}
+	return m
+}
+
 // stepsOf are the journal writes of an undisturbed deploy.
-func stepsOf(t *testing.T, mode protocol.Mode, content string) (steps []string) {
-	t.Run(fmt.Sprintf("%s/%s/undisturbed", mode, content), func(t *testing.T) {
+func stepsOf(t *testing.T, k kind, content string) (steps []string) {
+	t.Run(fmt.Sprintf("%s/%s/%s/undisturbed", k.source, k.mode, content), func(t *testing.T) {
 		bubble(t, func(t *testing.T, r *rig) {
 			l := r.start(0)
-			l.Look(r.publish(r.manifest(1, mode, content)))
+			l.Look(r.publish(k.manifest(r, content)))
 			l.settle(1)
 			l.stop()
 			steps = slices.Clone(r.steps)
@@ -62,9 +96,10 @@ func stepsOf(t *testing.T, mode protocol.Mode, content string) (steps []string) 
 	return steps
 }
 
-func killed(t *testing.T, r *rig, mode protocol.Mode, content string, n int, then func(*rig)) {
+func killed(t *testing.T, r *rig, k kind, content string, n int, then func(*rig)) {
+	mode := k.mode
 	l := r.start(n)
-	look := r.publish(r.manifest(1, mode, content))
+	look := r.publish(k.manifest(r, content))
 	l.Look(look)
 	<-l.done
 	if then != nil {
@@ -88,8 +123,15 @@ func killed(t *testing.T, r *rig, mode protocol.Mode, content string, n int, the
 			return
 		}
 		r.runs(good, good)
-		if r.inEtc("dir/configuration.nix") != good {
+		if k.source == goneBackTo {
+			if !strings.Contains(s.Reason, "shows no deployment") {
+				t.Errorf("confirmed, and nothing is said about the source tree: %+v", s)
+			}
+		} else if r.inEtc("dir/configuration.nix") != good {
 			t.Error("confirmed, and the source tree is not in place")
+		}
+		if k.source != built && slices.Contains(r.m.effects, "build") {
+			t.Error("something was built")
 		}
 	case protocol.RolledBack:
 		if content == good && then == nil {
@@ -114,7 +156,7 @@ func killed(t *testing.T, r *rig, mode protocol.Mode, content string, n int, the
 func TestTimerAlone(t *testing.T) {
 	for _, content := range []string{badUnit, hangs, cutNetwork} {
 		t.Run(content, func(t *testing.T) {
-			steps := stepsOf(t, protocol.Switch, content)
+			steps := stepsOf(t, kind{source: built, mode: protocol.Switch}, content)
 			bubble(t, func(t *testing.T, r *rig) {
 				l := r.start(slices.Index(steps, "armed") + 1)
 				l.Look(r.publish(r.manifest(1, protocol.Switch, content)))

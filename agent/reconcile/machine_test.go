@@ -45,6 +45,11 @@ type machine struct {
 	generations []nix.Generation // of the profile, oldest first
 	here        map[string]bool  // systems that can be switched to
 	offline     bool             // no controller to be reached
+
+	health   map[string]string         // what systems declare as health.json
+	states   map[string]string         // of units that are not active
+	said     string                    // by a dry run
+	closures map[string][]nix.PathInfo // what is in them
 }
 
 type unit struct {
@@ -243,6 +248,9 @@ func (a agent) Build(ctx context.Context, b Build) (string, error) {
 		return "", err
 	}
 	b.Log("building")
+	a.mu.Lock()
+	a.effect("build")
+	a.mu.Unlock()
 	for _, file := range []string{"hardware-configuration.nix", "networking.nix"} {
 		if _, err := os.Stat(filepath.Join(b.Dir, file)); err != nil {
 			return "", err
@@ -389,7 +397,7 @@ func (a agent) Run(ctx context.Context, j Job) (Outcome, error) {
 }
 
 func (a agent) Journal(_ context.Context, unit string, _ int) (string, error) {
-	return "log of " + unit, a.act("journal")
+	return "log of " + unit + "\n" + a.said, a.act("journal")
 }
 
 func (a agent) Reboot(context.Context) error {
@@ -433,7 +441,7 @@ type controller struct {
 	newest    string
 	blobs     map[string][]byte // zstd
 	reports   []protocol.Report
-	lines     int
+	lines     []string
 	asked     int // manifests
 	fetched   int // blobs
 	account   string
@@ -492,7 +500,7 @@ func (c *controller) Probe(context.Context) error {
 func (c *controller) Event(_ string, e protocol.Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lines += len(e.Lines)
+	c.lines = append(c.lines, e.Lines...)
 }
 
 func (c *controller) Report(_ context.Context, r protocol.Report) error {

@@ -27,7 +27,7 @@ func TestSwitch(t *testing.T) {
 			t.Errorf("run.sh: %v, %v", info, err)
 		}
 		report := r.c.last()
-		if report.Phase != protocol.Confirmed || !report.Built || report.Before != store("old") || report.Closure != store(good) || r.c.lines == 0 {
+		if report.Phase != protocol.Confirmed || !report.Built || report.Before != store("old") || report.Closure != store(good) || len(r.c.lines) == 0 {
 			t.Errorf("report %+v", report)
 		}
 

@@ -62,7 +62,7 @@ func TestRecords(t *testing.T) {
 func TestRecordAfterRestart(t *testing.T) {
 	for _, step := range []string{"accepted", "armed", "checking"} {
 		t.Run(step, func(t *testing.T) {
-			steps := stepsOf(t, protocol.Switch, good)
+			steps := stepsOf(t, kind{source: built, mode: protocol.Switch}, good)
 			bubble(t, func(t *testing.T, r *rig) {
 				l := r.start(slices.Index(steps, step) + 1)
 				l.Look(r.publish(r.manifest(1, protocol.Switch, good)))
