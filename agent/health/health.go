@@ -1,4 +1,7 @@
 // Package health proves, or fails to prove, that a machine works after its system was switched.
+//
+// Start with Check. declared.go reads the health checks that a system declares, watch.go tries each of them again and
+// again and judges, try.go is one try of each kind. docs/health.md is for those who declare some.
 package health
 
 import (
@@ -9,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/nix-infra/nix-infra/protocol"
 )
 
 const (
@@ -30,6 +35,10 @@ type Checks struct {
 	Probe func(ctx context.Context) error
 	// Settle is for how long no unit may newly fail.
 	Settle time.Duration
+	// Declared are the checks that the system declares. Each has to pass, and to pass still once all else holds.
+	Declared []Declaration
+	// UnitState is asked for those of kind unit.
+	UnitState UnitState
 }
 
 // Failure is what did not hold. Error is one line.
@@ -62,11 +71,19 @@ func FailedUnits(units []string) *Failure {
 	return &Failure{Units: units, Reason: "newly failed: " + names}
 }
 
-// Check waits until the probe succeeded and no unit newly failed for the settling time: nil. A newly
-// failed unit or the passed deadline is a *Failure; a cancelled context is its own error.
-func Check(ctx context.Context, c Checks) error {
+// Check waits until the probe succeeded, no unit newly failed for the settling time and all declared checks passed:
+// nil. A newly failed unit, a check that failed for good or the passed deadline is a *Failure; a cancelled context is
+// its own error. How the declared checks went comes in any case, in their order. It is to begin as the activation ends.
+func Check(ctx context.Context, c Checks) ([]protocol.CheckResult, error) {
 	probe := startProbe(ctx, c.Probe)
 	defer probe.stop()
+	watch := startWatch(ctx, c.Declared, c.UnitState)
+	defer watch.stop()
+	err := c.await(ctx, probe, watch)
+	return watch.results(), err
+}
+
+func (c Checks) await(ctx context.Context, probe *prober, watch *watch) error {
 	settled := time.NewTimer(c.Settle)
 	defer settled.Stop()
 	poll := time.NewTicker(pollUnits)
@@ -80,33 +97,40 @@ func Check(ctx context.Context, c Checks) error {
 			if units := NewlyFailed(c.Before, now); len(units) > 0 {
 				return FailedUnits(units)
 			}
-			if calm && reached {
+			if calm && reached && watch.passing() {
 				return nil
 			}
 		}
 		// Units are looked at once more after the last of the others held.
 		select {
 		case <-ctx.Done():
-			return c.late(ctx, reached, unknown, probe)
+			return c.late(ctx, reached, unknown, probe, watch)
 		case <-probe.done:
 			reached, probe.done = probe.succeeded(), nil
 		case <-settled.C:
 			calm = true
+			watch.again()
+		case t := <-watch.tries:
+			if err := watch.take(t); err != nil {
+				return err
+			}
 		case <-poll.C:
 		}
 	}
 }
 
 // late says what was missing at the deadline.
-func (c Checks) late(ctx context.Context, reached bool, unknown error, p *prober) error {
+func (c Checks) late(ctx context.Context, reached bool, unknown error, p *prober, w *watch) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return ctx.Err()
 	}
-	switch {
+	switch missing := w.missing(); {
 	case !reached:
 		return &Failure{Reason: fmt.Sprintf("the controller could not be reached before the deadline: %v", p.lastError())}
 	case unknown != nil:
 		return &Failure{Reason: fmt.Sprintf("the units could not be read before the deadline: %v", unknown)}
+	case missing != "":
+		return &Failure{Reason: missing}
 	}
 	return &Failure{Reason: fmt.Sprintf("the deadline came before the settling time of %v had passed", c.Settle)}
 }

@@ -19,7 +19,7 @@ func TestCheckHoldsAfterSettling(t *testing.T) {
 		start := time.Now()
 		before := []string{"old.service"}
 		failed := func(context.Context) ([]string, error) { return before, nil }
-		if err := Check(ctx, Checks{Failed: failed, Before: before, Probe: reached, Settle: 10 * time.Second}); err != nil {
+		if _, err := Check(ctx, Checks{Failed: failed, Before: before, Probe: reached, Settle: 10 * time.Second}); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(start); took < 10*time.Second || took > 11*time.Second {
@@ -39,7 +39,7 @@ func TestCheckUnitFailsWhileSettling(t *testing.T) {
 			}
 			return nil, nil
 		}
-		err := Check(ctx, Checks{Failed: failed, Probe: reached, Settle: 10 * time.Second})
+		_, err := Check(ctx, Checks{Failed: failed, Probe: reached, Settle: 10 * time.Second})
 		var f *Failure
 		if !errors.As(err, &f) || len(f.Units) != 2 || f.Error() != "newly failed: a.service, b.service" {
 			t.Fatalf("got %v", err)
@@ -58,12 +58,12 @@ func TestCheckProbe(t *testing.T) {
 			}
 			return nil
 		}
-		if err := Check(ctx, Checks{Failed: none, Probe: flaky}); err != nil {
+		if _, err := Check(ctx, Checks{Failed: none, Probe: flaky}); err != nil {
 			t.Fatal(err)
 		}
 		hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 		var f *Failure
-		if err := Check(ctx, Checks{Failed: none, Probe: hangs}); !errors.As(err, &f) {
+		if _, err := Check(ctx, Checks{Failed: none, Probe: hangs}); !errors.As(err, &f) {
 			t.Fatalf("a probe that hangs: %v", err)
 		}
 	})
@@ -75,7 +75,7 @@ func TestCheckUnknownUnitsDontPass(t *testing.T) {
 		defer cancel()
 		unknown := func(context.Context) ([]string, error) { return nil, errors.New("bus is gone") }
 		var f *Failure
-		if err := Check(ctx, Checks{Failed: unknown, Probe: reached}); !errors.As(err, &f) {
+		if _, err := Check(ctx, Checks{Failed: unknown, Probe: reached}); !errors.As(err, &f) {
 			t.Fatalf("got %v", err)
 		}
 	})
@@ -85,7 +85,7 @@ func TestCheckCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
-		if err := Check(ctx, Checks{Failed: none, Probe: reached, Settle: time.Hour}); !errors.Is(err, context.Canceled) {
+		if _, err := Check(ctx, Checks{Failed: none, Probe: reached, Settle: time.Hour}); !errors.Is(err, context.Canceled) {
 			t.Fatalf("got %v", err)
 		}
 	})

@@ -144,9 +144,14 @@ func (e *Engine) check(ctx context.Context, a *attempt) {
 		e.toRollback(ctx, a, "the new system does not run any more: the revert came first, or somebody switched by hand", nil)
 		return
 	}
+	declared, err := e.o.Host.Declared(a.New)
+	if err != nil {
+		e.toRollback(ctx, a, err.Error(), nil)
+		return
+	}
 	limited, cancel := context.WithTimeout(ctx, a.left(obs))
 	defer cancel()
-	err = health.Check(limited, health.Checks{
+	results, err := health.Check(limited, health.Checks{
 		Failed: func(ctx context.Context) ([]string, error) {
 			now, err := e.o.Host.Observe(ctx)
 			if err != nil {
@@ -161,7 +166,11 @@ func (e *Engine) check(ctx context.Context, a *attempt) {
 			return failed, nil
 		},
 		Before: a.Failed, Probe: e.probe(a), Settle: time.Duration(a.Settle) * time.Second,
+		Declared: declared, UnitState: e.o.Host.UnitState,
 	})
+	if len(results) > 0 && ctx.Err() == nil {
+		_ = e.note("", func() { a.Checks = results })
+	}
 	var failure *health.Failure
 	switch {
 	case ctx.Err() != nil:

@@ -257,6 +257,9 @@ func (e *Engine) decide(ctx context.Context, a *attempt, closure string, built b
 	if err := e.tryable(closure); err != nil {
 		return err
 	}
+	if _, err := e.o.Host.Declared(closure); err != nil {
+		return err // before anything is switched: it could never be proven
+	}
 	if err := errors.Join(nix.SetRoot(e.o.Roots, rootNew, a.New), nix.SetRoot(e.o.Roots, rootOld, a.Old)); err != nil {
 		return err
 	}

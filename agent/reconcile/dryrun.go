@@ -3,8 +3,17 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 
+	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol"
+)
+
+const (
+	dryLines     = 1000 // of its output that are looked at: what an activation script says may be long
+	packagesTime = time.Minute
 )
 
 // dryRun builds and says what would change. Nothing of it is journalled but its report.
@@ -51,6 +60,9 @@ func (e *Engine) dryRunInto(ctx context.Context, o *order, r *protocol.Report) (
 		return next, err
 	}
 	r.Built = m.Closure == nil && m.Rollback == nil
+	if _, err := e.o.Host.Declared(r.Closure); err != nil {
+		return nil, err // as a switch to it would
+	}
 	if obs, err := e.observe(ctx); err == nil {
 		r.Before, r.Generation = obs.Running, obs.Generation
 	}
@@ -65,13 +77,84 @@ func (e *Engine) dryActivate(ctx context.Context, m *protocol.Manifest, r *proto
 	if err != nil {
 		return fmt.Errorf("the dry run can't be run: %w", err)
 	}
-	log, err := e.o.Host.Journal(ctx, j.Unit, 2*activateLines)
+	log, err := e.o.Host.Journal(ctx, j.Unit, dryLines)
 	if err != nil {
 		return fmt.Errorf("the dry run's output can't be read: %w", err)
 	}
 	r.Log = clipTail(log, protocol.MaxReportLog)
 	if out.Exit != exitDone {
 		return fmt.Errorf("the dry run failed (%v)", out)
+	}
+	r.Plan = planUnits(log)
+	if err := e.planPackages(ctx, r); err != nil {
+		r.Log = clipTail(fmt.Sprintf("%s\nwarning: what changes in packages can't be told: %v\n", strings.TrimSpace(log), err), protocol.MaxReportLog)
+	}
+	return nil
+}
+
+// planUnits reads what switch-to-configuration says in a dry run. A changed unit it either restarts, or stops before the
+// activation and starts after it, which to everybody else is a restart, too.
+func planUnits(log string) *protocol.UnitPlan {
+	p := &protocol.UnitPlan{}
+	for line := range strings.Lines(log) {
+		verb, units, ok := strings.Cut(strings.TrimSpace(line), " the following units: ")
+		if !ok {
+			continue // also what would NOT be stopped or restarted
+		}
+		var list *[]string
+		switch verb {
+		case "would stop":
+			list = &p.Stop
+		case "would restart":
+			list = &p.Restart
+		case "would reload":
+			list = &p.Reload
+		case "would start":
+			list = &p.Start
+		default:
+			continue
+		}
+		for unit := range strings.SplitSeq(units, ", ") {
+			if unit != "" && !strings.ContainsAny(unit, " \t") {
+				*list = append(*list, unit)
+			}
+		}
+	}
+	starts := func(unit string) bool { return slices.Contains(p.Start, unit) }
+	for _, unit := range p.Stop {
+		if starts(unit) {
+			p.Restart = append(p.Restart, unit)
+		}
+	}
+	p.Stop = slices.DeleteFunc(p.Stop, starts)
+	p.Start = slices.DeleteFunc(p.Start, func(unit string) bool { return slices.Contains(p.Restart, unit) })
+	for _, list := range []*[]string{&p.Stop, &p.Restart, &p.Reload, &p.Start} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
+	return p
+}
+
+// planPackages adds what is in the new closure and not in the one that runs.
+func (e *Engine) planPackages(ctx context.Context, r *protocol.Report) error {
+	ctx, cancel := context.WithTimeout(ctx, packagesTime)
+	defer cancel()
+	after, err := e.o.Host.ClosureInfo(ctx, r.Closure)
+	if err != nil {
+		return err
+	}
+	before := after
+	if r.Before != r.Closure {
+		if before, err = e.o.Host.ClosureInfo(ctx, r.Before); err != nil {
+			return err
+		}
+	}
+	p := r.Plan
+	p.Size = nix.ClosureSize(after)
+	p.Growth = p.Size - nix.ClosureSize(before)
+	p.Packages = nix.DiffClosures(before, after)
+	if more := len(p.Packages) - protocol.MaxPackages; more > 0 {
+		p.Packages, p.More = p.Packages[:protocol.MaxPackages], more
 	}
 	return nil
 }

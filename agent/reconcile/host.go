@@ -6,10 +6,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nix-infra/nix-infra/agent/health"
 	"github.com/nix-infra/nix-infra/nix"
 )
 
-// Host is what the engine does to the machine: a dozen acts, so that all else can be tested without one.
+// Host is what the engine does to the machine: a score of acts, so that all else can be tested without one.
 // Each may be repeated after a crash; each ends with its context.
 type Host interface {
 	// Observe tells what runs and what would boot.
@@ -21,8 +22,18 @@ type Host interface {
 	Substitute(ctx context.Context, s Substitution) error
 	// Generations are those of the system profile, the newest first.
 	Generations(ctx context.Context) ([]nix.Generation, error)
+	// DeleteGenerations takes generations of the system profile away, by their numbers; the current one is refused.
+	DeleteGenerations(ctx context.Context, numbers []int) error
+	// CollectGarbage deletes what nothing refers to any more and tells how many store paths and bytes that were.
+	CollectGarbage(ctx context.Context) (paths int, freed int64, err error)
+	// ClosureInfo lists what is in a closure.
+	ClosureInfo(ctx context.Context, closure string) ([]nix.PathInfo, error)
 	// Check tells whether a system is here and can be switched to.
 	Check(closure string) error
+	// Declared are the health checks that a system declares. What is not understood of them is an error.
+	Declared(closure string) ([]health.Declaration, error)
+	// UnitState is systemd's ActiveState of a unit, or not-found.
+	UnitState(ctx context.Context, unit string) (string, error)
 	// SetProfile makes closure the system profile's newest generation.
 	SetProfile(ctx context.Context, closure string) error
 	// Arm starts the timer that runs the revert service after r.Timeout, whatever becomes of the agent.
