@@ -19,6 +19,7 @@ type plan struct {
 	items    []planned
 	blobs    map[string][]byte // files and manifests, by digest
 	warnings []string
+	secrets  map[string]bool // that the trees name
 }
 
 // planned is one node's part.
@@ -26,6 +27,27 @@ type planned struct {
 	node     protocol.NodeState
 	manifest *protocol.Manifest
 }
+
+// order is what the manifests of a plan have in common, and how they reach their nodes.
+type order struct {
+	mode                   protocol.Mode
+	timeout, build, settle time.Duration
+	strategy               protocol.Strategy
+}
+
+// source says where a node's system comes from: it completes the node's manifest, and adds the blobs that it names.
+type source func(p *plan, m *protocol.Manifest) error
+
+// rollbackTo is a source of systems that the nodes have.
+func rollbackTo(r protocol.Rollback) source {
+	return func(_ *plan, m *protocol.Manifest) error {
+		m.Rollback = &r
+		return nil
+	}
+}
+
+// noSource leaves manifests without a system, as a reboot has them.
+func noSource(*plan, *protocol.Manifest) error { return nil }
 
 func (p *plan) names() []string {
 	names := make([]string, len(p.items))
@@ -45,124 +67,118 @@ func (p *plan) offline() []string {
 	return names
 }
 
-// planDeployment composes a tree for each chosen node and signs its manifest. Files that nodes share
-// are one blob.
-func planDeployment(me *identity, o deployOptions, chosen, all []protocol.NodeState, now time.Time) (*plan, error) {
-	p := &plan{blobs: map[string][]byte{}}
-	p.request = protocol.DeployRequest{Deployment: protocol.NewDeploymentID(now), Mode: protocol.Mode(o.mode)}
-	known := nodeFacts(all)
-	control := me.project.ControlNodes()
-	secrets, warned := map[string]bool{}, map[string]bool{}
+// makePlan signs a manifest for each chosen node and, where the strategy takes back what failed, the way back.
+// Files that nodes share are one blob.
+func makePlan(signer *protocol.Signer, o order, chosen []protocol.NodeState, from source, now time.Time) (*plan, error) {
+	p := &plan{blobs: map[string][]byte{}, secrets: map[string]bool{}}
+	p.request = protocol.DeployRequest{Deployment: protocol.NewDeploymentID(now), Mode: o.mode, Strategy: o.strategy}
 	var broken []error
 	for _, n := range chosen {
-		tree, err := me.project.Tree(project.TreeRequest{
-			Node: n.Name, NodeModule: o.nodeModule, NixOSVersion: o.nixosVersion, TestDir: o.testDir,
-			Control: slices.Contains(control, n.Name), ControlNodes: pick(known, control), ClusterUUID: me.project.Env.Get("CLUSTER_UUID"),
-			Nodes: known, AllowUnknownPlaceholders: o.allowUnknownPlaceholders,
-		})
-		if err != nil {
+		m := &protocol.Manifest{
+			Version: protocol.Version, Node: n.Name, Serial: nextSerial(&n, o.mode), Deployment: p.request.Deployment,
+			Created: now.UTC().Truncate(time.Second), Mode: o.mode, Attr: protocol.SystemAttr(n.Name),
+			Timeout: int(o.timeout.Seconds()), BuildTimeout: int(o.build.Seconds()), Settle: int(o.settle.Seconds()),
+		}
+		if err := from(p, m); err != nil {
 			broken = append(broken, fmt.Errorf("%s: %w", n.Name, err))
-			continue
 		}
 		if len(broken) > 0 {
 			continue // nothing is signed of what can't be deployed
 		}
-		for _, w := range tree.Warnings {
-			if !warned[w] {
-				warned[w] = true
-				p.warnings = append(p.warnings, w)
-			}
-		}
-		for _, s := range append(tree.Secrets, tree.PreBuildSecrets...) {
-			secrets[s] = true
-		}
-		if err := p.add(me.signer, n, tree, o, now); err != nil {
+		if err := p.add(signer, n, m); err != nil {
 			return nil, err
 		}
 	}
 	if len(broken) > 0 {
-		return nil, several(broken)
+		return nil, several("can't be composed; nothing was deployed", broken)
 	}
-	if len(secrets) > 0 {
+	if len(p.secrets) > 0 {
 		p.warnings = append(p.warnings, fmt.Sprintf("delivering secrets is not part of this version; the nodes have to have these already: %s",
-			strings.Join(slices.Sorted(maps.Keys(secrets)), ", ")))
+			strings.Join(slices.Sorted(maps.Keys(p.secrets)), ", ")))
 	}
 	return p, nil
 }
 
-// several is one error, or the first of many, a line each.
-func several(errs []error) error {
+// several is one error, or the first of many, a line each. Of each, the node is told.
+func several(what string, errs []error) error {
 	if len(errs) == 1 {
 		return errs[0]
 	}
-	return &errorList{fmt.Sprintf("%s can't be composed; nothing was deployed:", nodes(len(errs))), errs}
+	return &errorList{nodes(len(errs)) + " " + what + ":", errs}
 }
 
-func (p *plan) add(signer *protocol.Signer, n protocol.NodeState, tree *project.Tree, o deployOptions, now time.Time) error {
-	m := &protocol.Manifest{
-		Version: protocol.Version, Node: n.Name, Serial: nextSerial(&n, p.request.Mode), Deployment: p.request.Deployment,
-		Created: now.UTC().Truncate(time.Second), Mode: p.request.Mode, Attr: protocol.SystemAttr(n.Name), Impure: o.impure,
-		Timeout: int(o.timeout.Seconds()), BuildTimeout: int(o.build.Seconds()), Settle: int(o.settle.Seconds()),
+// add signs a node's part.
+func (p *plan) add(signer *protocol.Signer, n protocol.NodeState, m *protocol.Manifest) error {
+	item := protocol.DeployItem{Node: n.Name, Serial: m.Serial}
+	var err error
+	if item.Digest, err = p.sign(signer, m); err != nil {
+		return err
 	}
+	if p.request.Strategy.OnFailure == protocol.RollbackOnFailure {
+		if item.Back, err = p.sign(signer, wayBack(m)); err != nil {
+			return err
+		}
+	}
+	p.items = append(p.items, planned{n, m})
+	p.request.Items = append(p.request.Items, item)
+	return nil
+}
+
+// sign makes a blob of a manifest.
+func (p *plan) sign(signer *protocol.Signer, m *protocol.Manifest) (digest string, err error) {
+	doc, err := signer.Manifest(m)
+	if err != nil {
+		return "", err
+	}
+	digest = protocol.Digest(doc)
+	p.blobs[digest] = doc
+	return digest, nil
+}
+
+// wayBack is the manifest that takes m back, for the controller to release if too many nodes fail.
+func wayBack(m *protocol.Manifest) *protocol.Manifest {
+	back := *m
+	back.Serial, back.Deployment, back.Mode = m.Serial+1, protocol.BackID(m.Deployment), protocol.Switch
+	back.Files, back.Impure, back.Closure, back.Rollback = nil, false, nil, &protocol.Rollback{Before: m.Deployment}
+	return &back
+}
+
+// addTree makes a tree the files of a manifest.
+func (p *plan) addTree(m *protocol.Manifest, tree *project.Tree) {
 	for _, f := range tree.Files {
 		digest := protocol.Digest(f.Data)
 		p.blobs[digest] = f.Data
 		m.Files = append(m.Files, protocol.File{Path: f.Path, SHA256: digest, Size: int64(len(f.Data)), Exec: f.Mode&0o111 != 0})
 	}
 	slices.SortFunc(m.Files, func(a, b protocol.File) int { return strings.Compare(a.Path, b.Path) })
-	doc, err := signer.Manifest(m)
-	if err != nil {
-		return err
+	for _, w := range tree.Warnings {
+		if !slices.Contains(p.warnings, w) {
+			p.warnings = append(p.warnings, w)
+		}
 	}
-	digest := protocol.Digest(doc)
-	p.blobs[digest] = doc
-	p.items = append(p.items, planned{n, m})
-	p.request.Items = append(p.request.Items, protocol.DeployItem{Node: n.Name, Serial: m.Serial, Digest: digest})
-	return nil
+	for _, s := range slices.Concat(tree.Secrets, tree.PreBuildSecrets) {
+		p.secrets[s] = true
+	}
 }
 
 // plausibleSerial bounds what a node is believed about its own serial: one that claims the highest number
 // there is would leave none above it, and so keep every deployment that names it from being signed.
 const plausibleSerial = 1 << 48
 
-// nextSerial is above all that the controller wanted of a node and all that the node says it accepted:
-// the two differ where a controller lost its state.
+// nextSerial is above all that the controller holds for a node and all that the node says it accepted: the two
+// differ where a controller lost its state.
 func nextSerial(n *protocol.NodeState, mode protocol.Mode) uint64 {
 	if mode == protocol.DryActivate {
 		return 0
 	}
-	last := uint64(0)
+	last := n.Serial
 	if n.Desired != nil {
-		last = n.Desired.Serial
+		last = max(last, n.Desired.Serial)
 	}
 	if n.Beat != nil && n.Beat.Serial < plausibleSerial {
 		last = max(last, n.Beat.Serial)
 	}
 	return last + 1
-}
-
-// nodeFacts are what placeholders may ask of every node of the fleet.
-func nodeFacts(all []protocol.NodeState) []project.NodeFacts {
-	known := make([]project.NodeFacts, len(all))
-	for i := range all {
-		d := documentOf(&all[i])
-		known[i] = project.NodeFacts{Name: d.Node, IPv4: d.IPv4, Arch: d.System}
-	}
-	return known
-}
-
-// pick gives the facts of the named nodes, in the names' order; of one that nobody knows, the name.
-func pick(known []project.NodeFacts, names []string) []project.NodeFacts {
-	var some []project.NodeFacts
-	for _, name := range names {
-		i := slices.IndexFunc(known, func(f project.NodeFacts) bool { return f.Name == name })
-		if i < 0 {
-			some = append(some, project.NodeFacts{Name: name})
-			continue
-		}
-		some = append(some, known[i])
-	}
-	return some
 }
 
 // explain turns what the controller says to a deployment into what to do about it.
