@@ -1,0 +1,50 @@
+package fleettest
+
+import (
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// showManifest answers with what was signed for a node.
+func (f *Fleet) showManifest(payload []byte) (any, error) {
+	r, err := protocol.Decode[protocol.ManifestRequest](payload)
+	if err != nil {
+		return nil, err
+	}
+	n := f.records[r.Node]
+	if n == nil {
+		return nil, protocol.Refuse(protocol.Unknown, "there is no node %q", r.Node)
+	}
+	digest := f.manifests[r.Deployment+" "+r.Node]
+	switch {
+	case r.Deployment == "" && n.Desired == nil:
+		return protocol.ManifestReply{}, nil
+	case r.Deployment == "":
+		digest = n.Desired.Digest
+	case digest == "":
+		return nil, protocol.Refuse(protocol.Unknown, "deployment %s has no manifest of %s", r.Deployment, r.Node)
+	}
+	return protocol.ManifestReply{Digest: digest, Manifest: f.blobs[digest]}, nil
+}
+
+// pieceSize is small, so that blobs of a test come in several pieces.
+const pieceSize = 64
+
+func (f *Fleet) showBlob(payload []byte) (any, error) {
+	r, err := protocol.Decode[protocol.BlobRequest](payload)
+	if err != nil {
+		return nil, err
+	}
+	data, ok := f.blobs[r.Blob]
+	if !ok {
+		return nil, protocol.Refuse(protocol.Unknown, "there is no blob %s", r.Blob)
+	}
+	e, err := zstd.NewWriter(nil)
+	if err != nil {
+		return nil, err
+	}
+	packed := e.EncodeAll(data, nil)
+	offset := min(r.Offset, int64(len(packed)))
+	return protocol.BlobReply{Size: int64(len(packed)), Data: packed[offset:min(offset+pieceSize, int64(len(packed)))]}, nil
+}
