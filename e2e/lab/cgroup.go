@@ -131,5 +131,4 @@ func removeCgroup(cgroup string) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	_ = os.Remove(filepath.Dir(cgroup)) // the root of all labs, if this was the last; never a populated one
 }

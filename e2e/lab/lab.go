@@ -216,6 +216,7 @@ func (l *Lab) remove(ctx context.Context) error {
 		return fmt.Errorf("lab %s: %w", l.name, err)
 	}
 	removeCgroup(l.cgroup())
+	_ = os.Remove(filepath.Dir(l.cgroup())) // the root of all labs, if this was the last
 	if err := l.removeNetwork(ctx); err != nil {
 		return fmt.Errorf("lab %s: %w", l.name, err)
 	}
