@@ -185,33 +185,42 @@ func TestMain(m *testing.M) {
 
 var tlsAddress = regexp.MustCompile(`msg=serving .*tls=(\S+)`)
 
-// spawn runs the controller as a process, and tells where it serves and how to kill it.
+// spawn runs the controller as a process, and tells how to kill it and how long it took to serve.
 func (r *rig) spawn() (*exec.Cmd, time.Duration) {
 	r.t.Helper()
-	must(r.t, os.WriteFile(filepath.Join(r.cfg.Dir, "controller.yaml"), []byte("broker: {listen: '127.0.0.1:0', websocket: ''}"), 0o600))
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "NIX_INFRA_TEST_CONTROLLER="+r.cfg.Dir)
-	out := value[io.ReadCloser](r.t)(cmd.StderrPipe())
 	began := time.Now()
+	cmd, serving := r.launch(r.cfg.Dir, "broker: {listen: '127.0.0.1:0', websocket: ''}")
+	url, ok := <-serving
+	if !ok {
+		r.t.Fatal("the controller ended without serving")
+	}
+	r.url = url
+	return cmd, time.Since(began)
+}
+
+// launch starts a controller as a process. Its URL comes when it serves; the channel is closed when it has ended.
+func (r *rig) launch(dir, config string) (*exec.Cmd, <-chan string) {
+	r.t.Helper()
+	must(r.t, os.WriteFile(filepath.Join(dir, "controller.yaml"), []byte(config), 0o600))
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "NIX_INFRA_TEST_CONTROLLER="+dir)
+	out := value[io.ReadCloser](r.t)(cmd.StderrPipe())
 	must(r.t, cmd.Start())
 	r.t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may be dead
 		_ = cmd.Wait()
 	})
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if m := tlsAddress.FindStringSubmatch(lines.Text()); m != nil {
-			r.url = m[1]
-			took := time.Since(began)
-			go func() {
-				for lines.Scan() {
-				}
-			}()
-			return cmd, took
+	serving := make(chan string, 1)
+	go func() {
+		defer close(serving)
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			if m := tlsAddress.FindStringSubmatch(lines.Text()); m != nil {
+				serving <- m[1]
+			}
 		}
-	}
-	r.t.Fatal("the controller ended without serving")
-	return nil, 0
+	}()
+	return cmd, serving
 }
 
 // What was acknowledged survives kill -9, and the controller serves again at once.

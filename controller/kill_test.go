@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -84,5 +85,62 @@ func TestKillInTheMiddle(t *testing.T) {
 				return d != nil && d.Serial == last
 			})
 		}
+	}
+}
+
+// The leader is killed in the middle of a wave: another controller goes on from there within seconds, and no node is told
+// before its turn, or twice.
+func TestLeaderKilledMidWave(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	endpoint := externalEtcd(t)
+	// The embedding controller only lends its broker from here on.
+	r.c.current.Load().stop()
+	launch := func(name string) (*exec.Cmd, <-chan string) {
+		dir := t.TempDir()
+		r.enrol(dir, name)
+		return r.launch(dir, fmt.Sprintf("broker: {external: ['%s']}\netcd: {external: {endpoints: ['%s']}}\n", r.url, endpoint))
+	}
+	serves := func(name string, serving <-chan string) {
+		t.Helper()
+		select {
+		case _, ok := <-serving:
+			if !ok {
+				t.Fatalf("%s ended", name)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s does not lead after 20 s", name)
+		}
+	}
+	first, serving := launch("ctl2")
+	serves("ctl2", serving)
+	_, standby := launch("ctl3")
+	admin := r.person("anna", protocol.Admin)
+	all := names(1, 8)
+	s := r.squad(admin, all...)
+	admin.roll(t, "d1", 1, protocol.Strategy{Batch: "2", MaxUnavailable: "2"}, all...)
+	s.await("d1", names(1, 2)...)
+	s.finish("n01", "d1", 1, protocol.Confirmed)
+	s.finish("n02", "d1", 1, protocol.Confirmed)
+	s.await("d1", names(1, 4)...)
+	s.finish("n03", "d1", 1, protocol.Confirmed)
+	must(t, first.Process.Kill())
+	_ = first.Wait() // it was killed
+	serves("ctl3", standby)
+	for _, n := range s.nodes {
+		n.beat(t, protocol.Beat{Interval: 120}) // shows that it is behind, so that who was told is told again
+	}
+	if d := admin.show(t, "d1"); d.Rollout.Wave != 2 || d.Rollout.State != protocol.RolloutRunning || d.Rollout.Released != 4 {
+		t.Errorf("taken over as %+v", d.Rollout)
+	}
+	if got := s.got("d1"); len(got) != 4 {
+		t.Errorf("before wave 2 was through, %v were told", got)
+	}
+	s.end(always(protocol.Confirmed))
+	s.finish("n04", "d1", 1, protocol.Confirmed)
+	d := admin.stands(t, "d1", protocol.RolloutDone)
+	s.await("d1", all...)
+	if d.Count[protocol.Confirmed] != len(all) {
+		t.Errorf("%+v", d.Count)
 	}
 }
