@@ -39,6 +39,9 @@ func (e *Engine) prepareReboot(a *attempt, obs Observation) error {
 			if !s.Rollback {
 				a.Source = s.Digest
 			}
+			if obs.Running == s.New { // booted by itself meanwhile: what fails now is its own
+				a.Failed = s.Failed
+			}
 			e.j.Reports = append(e.j.Reports, s.report(protocol.Staged, superseded{a.Deployment}.Error()+", which reboots into it", obs.Generation, e.now()))
 		}
 	})
