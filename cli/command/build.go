@@ -31,7 +31,7 @@ type buildFlags struct {
 }
 
 func (b *buildFlags) register(f *pflag.FlagSet) {
-	f.StringVar(&b.where, "build", onNode, "where systems are built: on each `node`; local (here, and pushed to a binary cache); cache (a store path that is there already)")
+	f.StringVar(&b.where, "build", onNode, "`where` systems are built: node (each builds its own), local (here, and they are pushed to a binary cache) or cache (a store path that is in one already)")
 	f.IntVar(&b.jobs, "jobs", 2, "with --build=local: systems that are built at once")
 	f.StringVar(&b.push, "cache-push", "", "with --build=local: `URL` of the binary cache to push to (default: cache.push in nix-infra.yaml)")
 	f.StringArrayVar(&b.pull, "cache-pull", nil, "`URL` of a binary cache that the nodes pull from; repeatable (default: cache.pull, else cache.push in nix-infra.yaml)")

@@ -37,7 +37,7 @@ and start, and which packages it would bring, remove and change; nothing is swit
 		Example: `  nix-infra diff all
   nix-infra diff @web --stat
   nix-infra diff web1 --closure
-  nix-infra diff all --exit-code || nix-infra deploy all`,
+  nix-infra diff all --exit-code --json`,
 		Args: someNodes("what would a deploy to which nodes change?", "diff"),
 		RunE: func(c *cobra.Command, args []string) error { return a.diff(c.Context(), args, o) },
 	}
