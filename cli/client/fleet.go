@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -165,8 +166,11 @@ func (c *Client) Node(ctx context.Context, name string) (*protocol.NodeState, er
 	return nil, protocol.Refuse(protocol.Unknown, "there is no node %q; nix-infra nodes lists them", name)
 }
 
-// Watch hands the events of a deployment to each, from one goroutine, until stop is called. Events are
-// for show: some may get lost, and Deployment tells how things really are.
+// drainTime bounds how long the end of Watch waits for events that are under way.
+const drainTime = 2 * time.Second
+
+// Watch hands the events of a deployment to each, from one goroutine, until stop was called, which hands over what the
+// broker has by then. Events are for show: some may get lost, and Deployment tells how things really are.
 func (c *Client) Watch(deployment string, each func(node string, e protocol.Event)) (stop func(), err error) {
 	sub, err := c.nc.Subscribe(protocol.EventSubject("*", deployment), func(m *nats.Msg) {
 		node, of, ok := protocol.EventSender(m.Subject)
@@ -184,8 +188,18 @@ func (c *Client) Watch(deployment string, each func(node string, e protocol.Even
 		sub.Unsubscribe()
 		return nil, fmt.Errorf("can't watch deployment %s: %w", deployment, err)
 	}
-	var once sync.Once
-	return func() { once.Do(func() { sub.Unsubscribe() }) }, nil
+	return sync.OnceFunc(func() {
+		drained := make(chan struct{})
+		sub.SetClosedHandler(func(string) { close(drained) })
+		if sub.Drain() != nil {
+			return // the connection is gone, and the subscription with it
+		}
+		select {
+		case <-drained:
+		case <-time.After(drainTime):
+			sub.Unsubscribe()
+		}
+	}), nil
 }
 
 // Deployment is how far a deployment is, on all of the nodes that q asks for. It comes in parts, each
@@ -207,6 +221,63 @@ func (c *Client) Deployment(ctx context.Context, q protocol.DeploymentQuery) (*p
 		}
 		q.After = d.Next
 	}
+}
+
+// Summary is how far a deployment is in numbers, or an Unknown refusal.
+func (c *Client) Summary(ctx context.Context, id string) (*protocol.Deployment, error) {
+	var list protocol.DeploymentList
+	if err := c.Controller(ctx, protocol.ListDeployments, protocol.Page{Names: []string{id}}, &list); err != nil {
+		return nil, err
+	}
+	for i := range list.Deployments {
+		if list.Deployments[i].ID == id {
+			return &list.Deployments[i], nil
+		}
+	}
+	return nil, unknownDeployment(id)
+}
+
+// Newest is what FindDeployment knows the newest deployment as.
+const Newest = "last"
+
+// Steer has a rollout paused, resumed or aborted, and tells where it stands then.
+func (c *Client) Steer(ctx context.Context, o protocol.RolloutOrder) (*protocol.Deployment, error) {
+	var d protocol.Deployment
+	if err := c.Controller(ctx, protocol.SteerRollout, o, &d); err != nil {
+		return nil, err
+	}
+	return &d, nil
+}
+
+// FindDeployment is the summary of the deployment that is called id, or whose id alone begins with it, or of the
+// newest one of those that count.
+func (c *Client) FindDeployment(ctx context.Context, id string, counts func(*protocol.Deployment) bool) (*protocol.Deployment, error) {
+	all, err := c.Deployments(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	var found *protocol.Deployment
+	for i := range all {
+		switch d := &all[i]; {
+		case d.ID == id, id == Newest && counts(d):
+			return d, nil
+		case id == "" || !strings.HasPrefix(d.ID, id):
+		case found != nil && found.ID == protocol.BackID(d.ID):
+			found = d // the other is its way back
+		case found != nil:
+			return nil, fmt.Errorf("%q is the beginning of more than one deployment's id, %s and %s; say more of it", id, d.ID, found.ID)
+		default:
+			found = d
+		}
+	}
+	if found == nil {
+		return nil, unknownDeployment(id)
+	}
+	return found, nil
+}
+
+func unknownDeployment(id string) error {
+	return protocol.Refuse(protocol.Unknown, "there is no deployment %q; nix-infra deployments lists them", id)
 }
 
 // Deployments lists the newest deployments, at most limit of them (0: all).

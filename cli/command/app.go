@@ -272,5 +272,6 @@ func facts(n *protocol.NodeState) map[string]string {
 		"node": d.Node, "state": d.State, "system": d.System, "nixos": d.NixOS, "kernel": d.Kernel, "agent": d.Agent,
 		"ipv4": d.IPv4, "deployment": d.Deployment, "phase": string(d.Phase), "closure": d.Closure,
 		"online": fmt.Sprint(d.Online), "reboot_needed": fmt.Sprint(d.RebootNeeded),
+		"locked": fmt.Sprint(d.Lock != nil), "drift": fmt.Sprint(d.Drift != ""),
 	}
 }

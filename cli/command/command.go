@@ -58,7 +58,7 @@ type app struct {
 func Run(ctx context.Context, args []string, e Environment) int {
 	a := &app{Environment: e, interrupted: ctx.Done()}
 	root := a.root()
-	root.SetArgs(args)
+	root.SetArgs(joinBatch(root, args))
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		if text := message(err); text != "" {
@@ -169,8 +169,9 @@ offline and follow later, 130 interrupted.`,
 	f.BoolVar(&a.json, "json", false, "print one JSON document a line")
 	f.StringVar(&a.creds, "creds", "", "credentials file (default: $NIX_INFRA_CREDS, else the admin credentials in the project)")
 	f.StringVar(&a.colour, "color", "auto", "colours: auto, always or never")
+	root.AddCommand(a.diffCommand(), a.generationsCommand(), a.rollbackCommand(), a.gcCommand(), a.upgradeCommand(), a.rebootCommand(), a.driftCommand())
 	root.AddCommand(a.initCommand(), a.enrollCommand(), a.deployCommand(), a.statusCommand(), a.nodesCommand(), a.nodeCommand(),
-		a.pingCommand(), a.deploymentsCommand(), a.deploymentCommand(), a.whoamiCommand(), a.versionCommand())
+		a.pingCommand(), a.deploymentsCommand(), a.deploymentCommand(), a.rolloutCommand(), a.whoamiCommand(), a.versionCommand())
 	return root
 }
 

@@ -111,8 +111,9 @@ func TestDeployToOfflineNodes(t *testing.T) {
 	if time.Since(started) > 20*time.Second {
 		t.Error("it waited for nodes that are offline")
 	}
-	if f.Record("web2").Desired == nil {
-		t.Error("nothing is wanted of the node that is offline")
+	d := f.Deployments()[0]
+	if d.Nodes["web2"].Released || d.Nodes["db1"].Released || d.Rollout.State != protocol.RolloutTrailing {
+		t.Errorf("it does not wait for those that are offline: %+v", d)
 	}
 }
 
@@ -150,23 +151,26 @@ func TestDeployToNodesThatGo(t *testing.T) {
 func TestWhoIsWaitedFor(t *testing.T) {
 	now := time.Now()
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
-	const perNode = time.Minute
+	released := protocol.NodeResult{Released: true}
 	for name, c := range map[string]struct {
 		f    follow
 		want bool
 	}{
 		"works":                   {follow{awaited: true, phase: protocol.Building, beatAt: ago(time.Hour)}, true},
-		"settled":                 {follow{awaited: true, settled: true}, false},
-		"was off all the time":    {follow{beatAt: now, lostAt: ago(time.Second)}, false},
-		"pending, just beat":      {follow{awaited: true, beatAt: ago(time.Second)}, true},
-		"pending, silent":         {follow{awaited: true, beatAt: ago(silentAfter)}, false},
+		"settled":                 {follow{awaited: true, phase: protocol.Confirmed, settled: true}, false},
+		"has yet to get it":       {follow{awaited: true, result: protocol.NodeResult{Wave: 2}}, false},
+		"was off all the time":    {follow{beatAt: now, lostAt: ago(time.Second), result: released}, false},
+		"pending, just beat":      {follow{awaited: true, beatAt: ago(time.Second), result: released}, true},
+		"pending, silent":         {follow{awaited: true, beatAt: ago(silentAfter), result: released}, false},
 		"lost a moment ago":       {follow{awaited: true, phase: protocol.Building, lostAt: ago(time.Second)}, true},
 		"lost while it built":     {follow{awaited: true, phase: protocol.Building, lostAt: ago(lostGrace)}, false},
-		"lost while it switches":  {follow{awaited: true, phase: protocol.Activating, lostAt: ago(lostGrace)}, true},
-		"should have rolled back": {follow{awaited: true, phase: protocol.Checking, lostAt: ago(perNode)}, false},
+		"lost while it switches":  {follow{awaited: true, phase: protocol.Activating, lostAt: ago(time.Hour)}, true},
+		"lost while it reboots":   {follow{awaited: true, phase: protocol.Rebooting, lostAt: ago(time.Hour)}, true},
+		"should have rolled back": {follow{awaited: true, phase: protocol.Checking, lostAt: ago(time.Hour), result: protocol.NodeResult{Released: true, Failed: true}}, false},
+		"taken out of the fleet":  {follow{awaited: true, phase: protocol.Activating, gone: true}, false},
 	} {
 		c.f.silence = silentAfter
-		if got := c.f.waitedFor(now, perNode); got != c.want {
+		if got := c.f.waitedFor(now); got != c.want {
 			t.Errorf("%s: waited for: %v", name, got)
 		}
 	}
@@ -227,7 +231,7 @@ func TestInterruptedWatching(t *testing.T) {
 	}()
 	r := s.runContext(ctx, &bytes.Buffer{}, "deploy", "web1")
 	id := f.Record("web1").Desired.Deployment
-	if r.status != Interrupted || !strings.Contains(r.stderr, "the deployment goes on: nix-infra deployment show "+id) {
+	if r.status != Interrupted || !strings.Contains(r.stderr, "the deployment goes on: nix-infra rollout watch "+id) {
 		t.Errorf("status %d: %s", r.status, r.stderr)
 	}
 }
@@ -250,12 +254,17 @@ func TestDetach(t *testing.T) {
 	s, f := newFleet(t)
 	f.Register("web1")
 	out := s.must("deploy", "web1", "--detach")
-	id := f.Record("web1").Desired.Deployment
-	if !strings.Contains(out, "nix-infra deployment show "+id) {
+	id := f.Deployments()[0].ID
+	if !strings.Contains(out, "nix-infra rollout watch "+id) {
 		t.Errorf("it does not say how to come back:\n%s", out)
 	}
 	if out := s.must("deployments"); !strings.Contains(out, id) || !strings.Contains(out, "1 pending") {
 		t.Errorf("deployments:\n%s", out)
+	}
+	for _, name := range []string{id, id[:len(id)-1], "last"} {
+		if out := s.must("deployment", "show", name); !strings.Contains(out, id) {
+			t.Errorf("deployment show %s:\n%s", name, out)
+		}
 	}
 	docs := documents(t, s.must("deployment", "show", id, "--json"))
 	if len(docs) != 2 || docs[0]["deployment"] != id || docs[1]["node"] != "web1" || docs[1]["outcome"] != "pending" {

@@ -14,14 +14,15 @@ import (
 
 // recordDocument is a node as `nodes --json` has it: what does not change by itself.
 type recordDocument struct {
-	Node     string    `json:"node"`
-	Tags     []string  `json:"tags"`
-	IPv4     string    `json:"ipv4"`
-	System   string    `json:"system"`
-	Key      string    `json:"key"`
-	XKey     string    `json:"xkey"`
-	Enrolled time.Time `json:"enrolled"`
-	By       string    `json:"by"`
+	Node     string         `json:"node"`
+	Tags     []string       `json:"tags"`
+	IPv4     string         `json:"ipv4"`
+	System   string         `json:"system"`
+	Key      string         `json:"key"`
+	XKey     string         `json:"xkey"`
+	Enrolled time.Time      `json:"enrolled"`
+	By       string         `json:"by"`
+	Lock     *protocol.Lock `json:"lock"`
 }
 
 func (a *app) nodesCommand() *cobra.Command {
@@ -45,12 +46,12 @@ func (a *app) nodesCommand() *cobra.Command {
 			for i := range nodes {
 				n := documentOf(&nodes[i])
 				if a.json {
-					a.document(recordDocument{n.Node, n.Tags, n.IPv4, n.System, n.Key, n.XKey, n.Enrolled, n.By})
+					a.document(recordDocument{n.Node, n.Tags, n.IPv4, n.System, n.Key, n.XKey, n.Enrolled, n.By, n.Lock})
 				}
-				rows = append(rows, ui.Text(n.Node, strings.Join(n.Tags, " "), n.IPv4, n.System, n.Enrolled.Format(time.DateOnly), n.Key))
+				rows = append(rows, ui.Text(n.Node, strings.Join(n.Tags, " "), n.IPv4, n.System, n.Enrolled.Format(time.DateOnly), n.Key, lockText(n.Lock)))
 			}
 			if !a.json {
-				a.out.Table([]string{"NODE", "TAGS", "IPV4", "SYSTEM", "ENROLLED", "KEY"}, rows)
+				a.out.Table(withoutEmpty([]string{"NODE", "TAGS", "IPV4", "SYSTEM", "ENROLLED", "KEY", "LOCKED"}, rows, 6))
 			}
 			return nil
 		},
@@ -62,11 +63,12 @@ func (a *app) nodeCommand() *cobra.Command {
 		Use:   "node",
 		Short: "Show or change one node",
 		Example: `  nix-infra node show web1
-  nix-infra node tag web1 web eu`,
+  nix-infra node tag web1 web eu
+  nix-infra node lock web1 --reason "migration, ask bob"`,
 		Args: unknownSubcommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.nodeShowCommand(), a.nodeTagCommand(), a.nodeRemoveCommand(), a.nodeReleaseCommand())
+	c.AddCommand(a.nodeShowCommand(), a.nodeTagCommand(), a.nodeRemoveCommand(), a.nodeReleaseCommand(), a.nodeLockCommand(), a.nodeUnlockCommand())
 	return c
 }
 
@@ -119,6 +121,10 @@ func (a *app) showNode(d nodeDocument) {
 	row("node", d.Node)
 	row("state", d.State)
 	row("reason", d.Reason)
+	row("drift", d.Drift)
+	if d.Lock != nil {
+		row("locked", lockText(d.Lock)+" (since "+d.Lock.At.Local().Format(time.DateTime)+")")
+	}
 	row("last seen", ago(d.LastSeen, time.Now()))
 	row("deployment", deployment(d.Deployment, d.Serial))
 	row("desired", deployment(d.DesiredDeployment, d.DesiredSerial))

@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,8 @@ type nodeDocument struct {
 	Online            bool             `json:"online"`
 	LastSeen          *time.Time       `json:"last_seen"`
 	FailedUnits       []string         `json:"failed_units"`
+	Lock              *protocol.Lock   `json:"lock"`
+	Drift             string           `json:"drift"`
 	RebootNeeded      bool             `json:"reboot_needed"`
 	Tags              []string         `json:"tags"`
 	IPv4              string           `json:"ipv4"`
@@ -47,6 +50,7 @@ func documentOf(n *protocol.NodeState) nodeDocument {
 	d := nodeDocument{
 		Node: n.Name, State: n.State(), Online: n.Online, LastSeen: n.LastSeen, Tags: list(n.Tags), FailedUnits: []string{},
 		IPv4: n.IPv4, System: n.System, Key: n.Key, XKey: n.XKey, Enrolled: n.Enrolled, By: n.By,
+		Lock: n.Lock, Drift: n.Drift(),
 	}
 	if n.Desired != nil {
 		d.DesiredDeployment, d.DesiredSerial = n.Desired.Deployment, n.Desired.Serial
@@ -106,7 +110,8 @@ func (a *app) statusCommand() *cobra.Command {
 
 STATE is new (never seen), lost (its heartbeats stopped), pending (it has not accepted what it should
 have), idle (nothing was deployed yet), or how far it is with its last deployment: accepted, fetching,
-building, activating, checking, confirming, confirmed, staged, rolling-back, rolled-back or failed.`,
+building, activating, checking, confirming, rebooting, confirmed, staged, rolling-back, rolled-back or
+failed. LOCKED and DRIFT are there where some node is locked, or runs something else than what was deployed.`,
 		Example: `  nix-infra status
   nix-infra status @web state=rolled-back
   nix-infra status --watch
@@ -147,11 +152,34 @@ func (a *app) showStatus(nodes []protocol.NodeState) {
 	now := time.Now()
 	for i := range nodes {
 		d := documentOf(&nodes[i])
-		row := ui.Text(d.Node, d.State, number(uint64(d.Generation)), shortClosure(d.Closure), d.Deployment, number(d.Serial), ago(d.LastSeen, now), strings.Join(d.FailedUnits, " "), d.Reason)
-		row[1].Colour, row[7].Colour = stateColour(d.State), ui.Red
+		row := ui.Text(d.Node, d.State, number(uint64(d.Generation)), shortClosure(d.Closure), d.Deployment, number(d.Serial), ago(d.LastSeen, now),
+			strings.Join(d.FailedUnits, " "), lockText(d.Lock), d.Drift, d.Reason)
+		row[1].Colour, row[7].Colour, row[8].Colour, row[9].Colour = stateColour(d.State), ui.Red, ui.Yellow, ui.Red
 		rows = append(rows, row)
 	}
-	a.out.Table([]string{"NODE", "STATE", "GEN", "CLOSURE", "DEPLOYMENT", "SERIAL", "SEEN", "FAILED UNITS", "REASON"}, rows)
+	a.out.Table(withoutEmpty([]string{"NODE", "STATE", "GEN", "CLOSURE", "DEPLOYMENT", "SERIAL", "SEEN", "FAILED UNITS", "LOCKED", "DRIFT", "REASON"}, rows, 9, 8))
+}
+
+// withoutEmpty leaves the given columns of a table out, the last one first, in which no row has anything.
+func withoutEmpty(headings []string, rows [][]ui.Cell, columns ...int) ([]string, [][]ui.Cell) {
+	for _, c := range columns {
+		if slices.ContainsFunc(rows, func(row []ui.Cell) bool { return row[c].Text != "" }) {
+			continue
+		}
+		headings = slices.Delete(headings, c, c+1)
+		for i := range rows {
+			rows[i] = slices.Delete(rows[i], c, c+1)
+		}
+	}
+	return headings, rows
+}
+
+// lockText says by whom a node is locked, and why; "" where it is not.
+func lockText(l *protocol.Lock) string {
+	if l == nil {
+		return ""
+	}
+	return "by " + l.By + ": " + l.Reason
 }
 
 func number(n uint64) string {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -13,32 +12,43 @@ import (
 )
 
 const (
-	pollEvery   = 1500 * time.Millisecond // how things really are
+	pollEvery   = 1500 * time.Millisecond // how the rollout really is
 	pollSoonest = 200 * time.Millisecond  // after an event that says something ended
 	onlineEvery = 3 * time.Second
 	silentAfter = 15 * time.Second // without a beat, a node that has not accepted is off, whatever the controller thinks yet
 	lostGrace   = 10 * time.Second // for a node that the controller calls lost to show up again
 	reportGrace = 5 * time.Second  // between a node's last beat about a deployment and its report
-	slack       = 90 * time.Second // for what is not the node's work: heartbeats, reconnects
-	keptLines   = 40               // of a node's build log, for when it fails
-	shownLines  = 20
+	patience    = 10 * time.Minute // with a controller that does not answer
+
+	resultsPerSecond = 1000 // nodes that are asked about in the middle of a rollout: their results
+	statesPerSecond  = 300  // and their states, which are larger
+
+	keptLines  = 40 // of a node's build log, for when it fails
+	shownLines = 20
 )
 
-// watch follows a deployment until every node that can be expected to has ended it. Events make it
-// lively; what counts is the controller's record.
+// watch follows a rollout until it has ended, or goes on only when somebody or a node comes back. Events make it
+// lively; what counts is the controller's record. Of that, the summary is asked for all the time, and the nodes only
+// when the summary says something new.
 type watch struct {
 	*app
-	s        *session
-	p        *plan
-	verbose  bool
-	perNode  time.Duration // for which a node that is lost while it switches may still come back by itself
-	deadline time.Duration
-	live     *ui.Live
-	hurry    chan struct{} // somebody ended: look now
+	s       *session
+	id      string
+	verbose bool
+	live    *ui.Live
+	hurry   chan struct{} // somebody ended: look now
+	stop    func()        // no more events, after those that are there
 
-	mu    sync.Mutex
-	nodes map[string]*follow
-	over  bool // nobody listens any more
+	ready     chan struct{} // events wait for it: nothing is told of a deployment before it is known to be one
+	makeReady func()
+
+	mu      sync.Mutex
+	summary protocol.Deployment // without nodes
+	stale   bool                // the summary says something that the nodes were not asked about yet
+	nodes   map[string]*follow
+	pace    pace
+	told    string // the state of the rollout that was told last
+	over    bool   // nobody listens any more
 }
 
 // follow is one node on its way.
@@ -46,218 +56,165 @@ type follow struct {
 	phase   protocol.Phase
 	heard   bool // an event came: it is newer than what the controller tells
 	lines   []string
-	awaited bool      // it was online at some time, so that its end is waited for
+	awaited bool      // it was there at some time since it could know of the deployment
 	lostAt  time.Time // since when it is offline, zero while it is online
 	beat    time.Time // its last one, by the controller's clock
-	beatAt  time.Time // when that was first seen here
+	beatAt  time.Time // when that was first seen here, zero: never
 	silence time.Duration
 	endedAt time.Time // when its end was first seen
 	result  protocol.NodeResult
-	settled bool
+	settled bool // nothing more will become of it here
+	gone    bool // out of the fleet
 }
 
-// newWatch prepares to watch. Events wait until begin or abandon: nothing is told of a deployment before
-// it is known to be one.
-func newWatch(a *app, s *session, p *plan, o deployOptions) *watch {
-	w := &watch{app: a, s: s, p: p, verbose: o.verbose, hurry: make(chan struct{}, 1), nodes: map[string]*follow{},
-		perNode: o.timeout + slack, deadline: o.build + o.timeout + slack}
-	for i := range p.items {
-		n := &p.items[i].node
-		f := &follow{awaited: n.Online, beatAt: time.Now(), silence: silentAfter}
-		if n.LastSeen != nil {
-			f.beat = *n.LastSeen
-		}
-		if n.Beat != nil { // its interval is its own choice
-			f.silence = max(f.silence, time.Duration(n.Beat.Interval)*time.Second*3/2)
-		}
-		w.nodes[n.Name] = f
+// newWatch listens to the events of a deployment that need not be known to the controller yet. Names are its nodes, as
+// far as they are known here.
+func newWatch(a *app, s *session, id string, names []string, verbose bool) (*watch, error) {
+	w := &watch{app: a, s: s, id: id, verbose: verbose, hurry: make(chan struct{}, 1), ready: make(chan struct{}), nodes: map[string]*follow{}, stale: true}
+	w.makeReady = sync.OnceFunc(func() { close(w.ready) })
+	for _, name := range names {
+		w.nodes[name] = &follow{}
 	}
+	var err error
+	w.stop, err = s.Watch(id, w.event)
+	return w, err
+}
+
+// close ends the telling of events, and the listening.
+func (w *watch) close() {
 	w.mu.Lock()
-	return w
-}
-
-// begin lets the events through: the deployment was taken over.
-func (w *watch) begin() {
-	defer w.mu.Unlock()
-	if w.json {
-		return
-	}
-	w.live = w.out.Live(fmt.Sprintf("deployment %s, %s", w.p.request.Deployment, w.p.request.Mode))
-	for _, name := range w.p.names() {
-		w.show(name)
-	}
-}
-
-// abandon is begin for a deployment that was refused.
-func (w *watch) abandon() {
 	w.over = true
 	w.mu.Unlock()
+	w.makeReady()
+	w.stop()
 }
 
-// progressDocument is a step of a node in `deploy --json`.
-type progressDocument struct {
-	Event      string         `json:"event"` // progress
-	Deployment string         `json:"deployment"`
-	Node       string         `json:"node"`
-	Phase      protocol.Phase `json:"phase"`
-	Reason     string         `json:"reason"`
-	Lines      []string       `json:"lines"`
-	Time       time.Time      `json:"time"`
-}
+// released tells whether the node knows of the deployment, or could.
+func (f *follow) released() bool { return f.result.Released || f.phase != "" }
 
 // waitedFor tells whether a node is expected to end the deployment soon. One that was off all the time
-// is not; one that went is, for as long as it may come back by itself: while it switches, until it would
-// have rolled back.
-func (f *follow) waitedFor(now time.Time, perNode time.Duration) bool {
+// is not; one that went is, for as long as it may come back by itself: while it switches, until the controller
+// counts it as failed.
+func (f *follow) waitedFor(now time.Time) bool {
 	switch {
-	case f.settled || !f.awaited || f.silent(now):
+	case f.settled || f.gone || !f.released() || f.silent(now):
 		return false
 	case f.lostAt.IsZero():
 		return true
 	case f.switching():
-		return now.Sub(f.lostAt) < perNode
+		return !f.result.Failed
 	}
-	return now.Sub(f.lostAt) < lostGrace
+	return f.awaited && now.Sub(f.lostAt) < lostGrace
 }
 
 // silent tells whether a node that has not accepted yet does not beat any more: it was switched off or
 // cut off a moment ago, and the controller has not noticed yet.
-func (f *follow) silent(now time.Time) bool { return f.phase == "" && now.Sub(f.beatAt) >= f.silence }
+func (f *follow) silent(now time.Time) bool {
+	return f.phase == "" && !f.beatAt.IsZero() && now.Sub(f.beatAt) >= f.silence
+}
 
 func (f *follow) switching() bool {
 	switch f.phase {
-	case protocol.Activating, protocol.Checking, protocol.Confirming, protocol.RollingBack:
+	case protocol.Activating, protocol.Checking, protocol.Confirming, protocol.Rebooting, protocol.RollingBack:
 		return true
 	}
 	return false
 }
 
-// away tells whether a node that has not ended is one that is not there.
-func (f *follow) away(now time.Time) bool { return !f.awaited || !f.lostAt.IsZero() || f.silent(now) }
-
-// event takes an event from a node.
-func (w *watch) event(node string, e protocol.Event) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	f := w.nodes[node]
-	if w.over || f == nil || f.settled {
-		return
-	}
-	if w.json {
-		w.document(progressDocument{"progress", w.p.request.Deployment, node, e.Phase, e.Reason, list(e.Lines), e.Time})
-	}
-	for _, l := range e.Lines {
-		f.lines = append(f.lines, l)
-		if w.verbose && w.live != nil {
-			w.live.Print(node + " | " + l)
-		}
-	}
-	f.lines = f.lines[max(0, len(f.lines)-keptLines):]
-	f.phase, f.heard, f.awaited = e.Phase, true, true
-	w.show(node)
-	if e.Phase.Ended() {
-		select {
-		case w.hurry <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// show updates a node's line. The caller holds mu.
-func (w *watch) show(node string) {
-	if w.live == nil {
-		return
-	}
-	f := w.nodes[node]
-	status, kind := string(f.phase), ui.Active
-	switch {
-	case f.settled:
-		r := resultOf(w.p.request.Deployment, node, f.result)
-		status, kind = r.Outcome, ui.Bad
-		if f.result.Phase.Succeeded() && f.result.Superseded == "" {
-			kind = ui.Good
-		} else if r.Reason != "" {
-			status += ": " + r.Reason
-		}
-	case f.phase == "" && f.away(time.Now()):
-		status, kind = "pending, offline", ui.Waiting
-	case f.phase == "":
-		status, kind = "pending", ui.Waiting
-	case !f.lostAt.IsZero():
-		status += ", offline"
-	case len(f.lines) > 0 && f.phase == protocol.Building && w.out.Interactive():
-		status += ": " + f.lines[len(f.lines)-1]
-	}
-	w.live.Set(node, status, kind)
+// failed tells whether a node that has settled did not do what was asked for.
+func (f *follow) failed() bool {
+	return f.settled && (!f.result.Phase.Succeeded() || f.result.Superseded != "")
 }
 
 // run watches to the end and tells it.
 func (w *watch) run(ctx context.Context) error {
+	if len(w.nodes) > 0 {
+		w.makeReady()
+	}
 	err := w.follow(ctx)
+	if ctx.Err() == nil && err == nil {
+		w.stop() // with the last lines of the logs
+	}
 	if w.live != nil {
 		w.live.Close()
 	}
-	if ctx.Err() != nil {
-		if w.json {
-			return &outcome{Interrupted, nil}
-		}
-		return &outcome{Interrupted, fmt.Errorf("no longer watching; the deployment goes on: nix-infra deployment show %s", w.p.request.Deployment)}
-	}
-	if err != nil {
+	switch {
+	case ctx.Err() != nil && w.json:
+		return &outcome{Interrupted, nil}
+	case ctx.Err() != nil:
+		return &outcome{Interrupted, fmt.Errorf("no longer watching; the deployment goes on: nix-infra rollout watch %s", w.id)}
+	case err != nil:
 		return err
 	}
 	w.fetchDetails(ctx)
-	return w.summary()
+	err = w.tell()
+	if back := w.summary.Rollout.Back; back != "" {
+		return w.watchBack(ctx, back, err)
+	}
+	return err
 }
 
-// fetchDetails asks, once, for what polling leaves out and the summary shows: the logs of those that
-// failed and of a dry run, and for programs everything.
-func (w *watch) fetchDetails(ctx context.Context) {
-	w.mu.Lock()
-	var names []string
-	for name, f := range w.nodes {
-		if r := f.result.Report; r != nil && (w.json || !r.Phase.Succeeded() || w.p.request.Mode == protocol.DryActivate) {
-			names = append(names, name)
-		}
+// watchBack follows the deployment that takes this one back. It ends as this one did, or worse.
+func (w *watch) watchBack(ctx context.Context, id string, ended error) error {
+	w.close()
+	w.say("\n")
+	err := w.watchRollout(ctx, w.s, id, w.verbose)
+	var how *outcome
+	switch {
+	case err == nil:
+		return ended
+	case errors.As(err, &how) && how.status == Interrupted:
+		return err
 	}
-	w.mu.Unlock()
-	if len(names) == 0 {
-		return
-	}
-	d, err := w.s.Deployment(ctx, protocol.DeploymentQuery{ID: w.p.request.Deployment, Names: names})
+	return &outcome{SomeFailed, fmt.Errorf("%w; the way back: %w", ended, err)}
+}
+
+// watchRollout watches a rollout that somebody began.
+func (a *app) watchRollout(ctx context.Context, s *session, id string, verbose bool) error {
+	w, err := newWatch(a, s, id, nil, verbose)
 	if err != nil {
-		w.note("the logs are missing here, nix-infra deployment show %s --log has them: %s", w.p.request.Deployment, message(err))
-		return
+		return err
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for name, r := range d.Nodes {
-		if f := w.nodes[name]; f != nil && r.Report != nil {
-			f.result.Report = r.Report
-		}
-	}
+	defer w.close()
+	return w.run(ctx)
 }
 
 func (w *watch) follow(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, w.deadline)
-	defer cancel()
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
-	var online time.Time
+	var nodesAt time.Time // not before that
+	onlineAt, answered := time.Now().Add(onlineEvery), time.Now()
 	for {
-		if err := w.poll(ctx); err != nil {
+		switch err := w.askSummary(ctx); {
+		case err == nil:
+			answered = time.Now()
+		case refusal(err):
 			return err
+		case time.Since(answered) > patience:
+			return &outcome{Unanswered, fmt.Errorf("the controller has not answered for %s; the deployment goes on: nix-infra rollout watch %s (%w)", patience, w.id, err)}
+		default: // it may be being restarted, which changes nothing about the deployment
+			w.log.Debug("no answer about the deployment, asking again", "error", err)
 		}
-		if time.Since(online) >= onlineEvery {
-			online = time.Now()
-			w.lookWhoIsOnline(ctx)
+		if now := time.Now(); w.wantsNodes(now, nodesAt) {
+			asked, err := w.askNodes(ctx)
+			if refusal(err) {
+				return err
+			} else if err != nil {
+				w.log.Debug("no answer about the deployment's nodes, asking again", "error", err)
+			}
+			nodesAt = time.Now().Add(time.Duration(asked) * time.Second / resultsPerSecond)
 		}
-		if w.done() {
+		if !time.Now().Before(onlineAt) {
+			asked := w.askWhoIsOnline(ctx)
+			onlineAt = time.Now().Add(max(onlineEvery, time.Duration(asked)*time.Second/statesPerSecond))
+		}
+		w.draw()
+		if w.done(time.Now()) {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil // in time or not, run and summary tell
+			return nil // run tells
 		case <-poll.C:
 		case <-w.hurry:
 			if !pause(ctx, pollSoonest) { // so that a thousand ends are not a thousand questions
@@ -265,6 +222,12 @@ func (w *watch) follow(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// refusal tells whether the controller answered, and said no.
+func refusal(err error) bool {
+	var r *protocol.Refusal
+	return errors.As(err, &r)
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
@@ -278,48 +241,217 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// poll takes over how the controller's record stands. That it does not answer for a while, because it
-// is being restarted, changes nothing about the deployment; a refusal does.
-func (w *watch) poll(ctx context.Context) error {
-	d, err := w.s.Deployment(ctx, protocol.DeploymentQuery{ID: w.p.request.Deployment, Brief: true})
-	var refused *protocol.Refusal
-	switch {
-	case errors.As(err, &refused):
+// askSummary asks how the rollout is, in numbers.
+func (w *watch) askSummary(ctx context.Context) error {
+	d, err := w.s.Summary(ctx, w.id)
+	if err != nil {
 		return err
-	case err != nil:
-		w.log.Debug("no answer about the deployment, asking again", "error", err)
-		return nil
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for name, f := range w.nodes {
-		r, ok := d.Nodes[name]
-		if !ok || f.settled {
-			continue
-		}
-		f.result = r
-		if r.Phase != "" {
-			f.awaited = true
-		}
-		if !f.heard || r.Phase.Ended() {
-			f.phase = r.Phase
-		}
-		ended := r.Phase.Ended() || r.Superseded != ""
-		if ended && f.endedAt.IsZero() {
-			f.endedAt = time.Now()
-		}
-		f.settled = ended && (r.Report != nil || r.Superseded != "" || time.Since(f.endedAt) > reportGrace)
-		w.show(name)
+	if string(protocol.Encode(d)) != string(protocol.Encode(&w.summary)) {
+		w.summary, w.stale = *d, true
 	}
+	w.pace.note(d, time.Now())
 	return nil
 }
 
-// lookWhoIsOnline notes who went and who came.
-func (w *watch) lookWhoIsOnline(ctx context.Context) {
+// wantsNodes tells whether it is time to ask about nodes: when there is something new, no more often than their
+// number allows, unless it is the end; and when only those that are passed over seem to be left.
+func (w *watch) wantsNodes(now, notBefore time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.summary.ID == "" || !w.stale && !w.stuck(now) {
+		return false
+	}
+	if !w.stale {
+		notBefore = notBefore.Add(onlineEvery)
+	}
+	return !now.Before(notBefore) || w.summary.Rollout.State.Ended() && underway(&w.summary) == 0
+}
+
+// underway is the number of nodes that have heard of a deployment and have not ended it.
+func underway(d *protocol.Deployment) int {
+	n := 0
+	for phase, count := range d.Count {
+		if phase != "" && phase != supersededPhase && !phase.Ended() {
+			n += count
+		}
+	}
+	return n
+}
+
+// supersededPhase is the phase under which the controller counts nodes that a newer deployment has.
+const supersededPhase protocol.Phase = "superseded"
+
+// stuck tells whether nothing goes on by itself and nobody is waited for. The caller holds mu.
+func (w *watch) stuck(now time.Time) bool {
+	if w.summary.Rollout.State.Ended() || !w.summary.Rollout.Next.IsZero() {
+		return false
+	}
+	for _, f := range w.nodes {
+		if f.waitedFor(now) {
+			return false
+		}
+	}
+	return true
+}
+
+// askNodes takes over how the controller's record of the nodes stands: of those that have not settled and whose turn
+// it is. It says how many it asked about.
+func (w *watch) askNodes(ctx context.Context) (asked int, err error) {
+	q := protocol.DeploymentQuery{ID: w.id, Brief: true}
+	w.mu.Lock()
+	all := len(w.nodes)
+	state, wave := w.summary.Rollout.State, w.summary.Rollout.Wave
+	stuck := w.stuck(time.Now())
+	for name, f := range w.nodes {
+		if turn := state.Ended() || state == protocol.RolloutTrailing || stuck || f.result.Wave <= wave; turn && !f.settled {
+			q.Names = append(q.Names, name)
+		}
+	}
+	w.mu.Unlock()
+	switch asked = len(q.Names); {
+	case all > 0 && asked == 0:
+		w.mu.Lock()
+		w.stale = false
+		w.mu.Unlock()
+		return 0, nil
+	case asked > all/2:
+		asked, q.Names = all, nil // the whole is cheaper than many names
+	}
+	d, err := w.s.Deployment(ctx, q)
+	if err != nil {
+		return asked, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	w.stale = false
+	for name, r := range d.Nodes {
+		f := w.nodes[name]
+		if f == nil {
+			f = &follow{}
+			w.nodes[name] = f
+		}
+		if f.take(r, now); !f.settled && (r.Phase.Ended() || r.Superseded != "") {
+			w.stale = true // its report is on its way
+		}
+		w.show(name)
+	}
+	w.makeReady()
+	return len(d.Nodes), nil
+}
+
+// take takes over what the controller knows of a node.
+func (f *follow) take(r protocol.NodeResult, now time.Time) {
+	if f.settled {
+		return
+	}
+	f.result = r
+	if r.Phase != "" {
+		f.awaited = true
+	}
+	if !f.heard || r.Phase.Ended() {
+		f.phase = r.Phase
+	}
+	ended := r.Phase.Ended() || r.Superseded != ""
+	if ended && f.endedAt.IsZero() {
+		f.endedAt = now
+	}
+	f.settled = ended && (r.Report != nil || r.Superseded != "" || now.Sub(f.endedAt) > reportGrace)
+}
+
+// askWhoIsOnline notes who of those on their way went and who came, and says how many it asked about.
+func (w *watch) askWhoIsOnline(ctx context.Context) (asked int) {
 	w.mu.Lock()
 	var names []string
 	for name, f := range w.nodes {
-		if !f.settled {
+		if f.released() && !f.settled {
+			names = append(names, name)
+		}
+	}
+	w.mu.Unlock()
+	if len(names) == 0 {
+		return 0
+	}
+	states, err := w.s.ListNodes(ctx, names...)
+	if err != nil {
+		w.log.Debug("no answer about the nodes, asking again", "error", err)
+		return len(names)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, name := range names {
+		w.nodes[name].gone = true // unless it is in the answer
+	}
+	for i := range states {
+		if f := w.nodes[states[i].Name]; f != nil {
+			f.gone = false
+			f.see(&states[i], time.Now())
+			w.show(states[i].Name)
+		}
+	}
+	return len(names)
+}
+
+// see takes over whether a node is there.
+func (f *follow) see(n *protocol.NodeState, now time.Time) {
+	if seen := n.LastSeen; seen != nil && !seen.Equal(f.beat) {
+		f.beat, f.beatAt = *seen, now
+	}
+	f.silence = silentAfter
+	if n.Beat != nil { // its interval is its own choice
+		f.silence = max(f.silence, time.Duration(n.Beat.Interval)*time.Second*3/2)
+	}
+	switch {
+	case n.Online:
+		f.awaited, f.lostAt = true, time.Time{}
+	case f.lostAt.IsZero():
+		f.lostAt = now
+	}
+}
+
+// done tells whether nothing more is to be seen: the rollout has ended, or is paused, or only nodes that are passed
+// over are left, and nobody who got it is waited for.
+func (w *watch) done(now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stale || len(w.nodes) == 0 {
+		return false
+	}
+	open, passed, succeeded := 0, 0, 0
+	for _, f := range w.nodes {
+		switch {
+		case f.waitedFor(now):
+			return false
+		case f.settled && !f.failed():
+			succeeded++
+		case f.settled:
+		case f.released() || f.result.Note != "":
+			passed++
+		default:
+			open++
+		}
+	}
+	switch r := &w.summary.Rollout; {
+	case r.State == protocol.RolloutRolledBack && r.Back == "":
+		return now.Sub(w.pace.changed) > reportGrace // the way back is about to be made, unless there is nothing to take back
+	case r.State.Ended() || r.State == protocol.RolloutPaused || r.State == protocol.RolloutTrailing:
+		return true
+	case passed > 0: // they are away, and the others have ended
+		return open == 0 && r.Next.IsZero()
+	}
+	return succeeded == len(w.nodes) // of one that failed, the rollout has yet to say what that means
+}
+
+// fetchDetails asks, once, for what polling leaves out and the end shows: the logs of those that failed and of a dry
+// run, and for programs everything.
+func (w *watch) fetchDetails(ctx context.Context) {
+	w.mu.Lock()
+	var names []string
+	for name, f := range w.nodes {
+		if r := f.result.Report; r != nil && (w.json || !r.Phase.Succeeded() || w.dry()) {
 			names = append(names, name)
 		}
 	}
@@ -327,138 +459,18 @@ func (w *watch) lookWhoIsOnline(ctx context.Context) {
 	if len(names) == 0 {
 		return
 	}
-	states, err := w.s.ListNodes(ctx, names...)
+	d, err := w.s.Deployment(ctx, protocol.DeploymentQuery{ID: w.id, Names: names})
 	if err != nil {
-		w.log.Debug("no answer about the nodes, asking again", "error", err)
+		w.note("the logs are missing here, nix-infra deployment show %s --log has them: %s", w.id, message(err))
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i := range states {
-		f := w.nodes[states[i].Name]
-		if f == nil {
-			continue
-		}
-		if seen := states[i].LastSeen; seen != nil && !seen.Equal(f.beat) {
-			f.beat, f.beatAt = *seen, time.Now()
-		}
-		switch {
-		case states[i].Online:
-			f.awaited, f.lostAt = true, time.Time{}
-		case f.lostAt.IsZero():
-			f.lostAt = time.Now()
-		}
-		w.show(states[i].Name)
-	}
-}
-
-// done tells whether nobody is left to wait for.
-func (w *watch) done() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	now := time.Now()
-	for _, f := range w.nodes {
-		if f.waitedFor(now, w.perNode) {
-			return false
-		}
-	}
-	return true
-}
-
-// endDocument is the end of a node in `deploy --json`: a resultDocument that is marked as one.
-type endDocument struct {
-	Event string `json:"event"` // result
-	resultDocument
-}
-
-// summary tells how it ended for every node, and gives the status to exit with.
-func (w *watch) summary() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.over = true
-	count := map[string]int{}
-	var failing, away, late []string
-	now := time.Now()
-	for _, name := range w.p.names() {
-		f := w.nodes[name]
-		r := resultOf(w.p.request.Deployment, name, f.result)
-		switch {
-		case f.settled:
-		case f.away(now):
-			away = append(away, name)
-			r.Reason = first(r.Reason, "offline"+w.later("; it takes the deployment over when it comes back"))
-		default:
-			late = append(late, name)
-		}
-		if f.settled && (!f.result.Phase.Succeeded() || f.result.Superseded != "") {
-			failing = append(failing, name)
-		}
-		if w.json {
-			w.document(endDocument{"result", r})
-		}
-		count[r.Outcome]++
-	}
-	w.say("deployment %s: %s\n", w.p.request.Deployment, ui.Clean(counts(count)))
-	for _, name := range failing {
-		w.tellFailure(name)
-	}
-	if w.p.request.Mode == protocol.DryActivate {
-		w.tellDryRun()
-	}
-	var says []string
-	if len(failing) > 0 {
-		says = append(says, fmt.Sprintf("%s did not confirm: %s", nodes(len(failing)), some(failing)))
-	}
-	if len(away) > 0 {
-		says = append(says, fmt.Sprintf("offline: %s%s", some(away), w.later(" (pending, until they come back)")))
-	}
-	if len(late) > 0 {
-		says = append(says, fmt.Sprintf("not done in time: %s (nix-infra deployment show %s tells how it goes)", some(late), w.p.request.Deployment))
-	}
-	switch text := strings.Join(says, "; "); {
-	case len(failing) > 0:
-		return &outcome{SomeFailed, errors.New(text)}
-	case text != "":
-		return &outcome{Unanswered, errors.New(text)}
-	}
-	return nil
-}
-
-// later is what is said of nodes that follow later; a dry run is not wanted of anybody later.
-func (w *watch) later(text string) string {
-	if w.p.request.Mode == protocol.DryActivate {
-		return ""
-	}
-	return text
-}
-
-// shownNames is how many nodes a line names.
-const shownNames = 20
-
-// some names nodes, but not a thousand.
-func some(names []string) string {
-	if more := len(names) - shownNames; more > 0 {
-		return fmt.Sprintf("%s and %d more", strings.Join(names[:shownNames], " "), more)
-	}
-	return strings.Join(names, " ")
-}
-
-func (w *watch) tellFailure(name string) {
-	f := w.nodes[name]
-	r := resultOf(w.p.request.Deployment, name, f.result)
-	w.say("\n%s %s: %s\n", w.out.Paint(ui.Bold, ui.Clean(name)), w.out.Paint(ui.Red, ui.Clean(r.Outcome)), ui.Clean(r.Reason))
-	lines := f.lines
-	if r.Log != "" {
-		lines = strings.Split(strings.TrimRight(r.Log, "\n"), "\n")
-	}
-	w.printLog(lines[max(0, len(lines)-shownLines):])
-}
-
-func (w *watch) tellDryRun() {
-	for _, name := range w.p.names() {
-		if r := w.nodes[name].result.Report; r != nil && r.Phase.Succeeded() && r.Log != "" {
-			w.say("\n%s would:\n", w.out.Paint(ui.Bold, ui.Clean(name)))
-			w.printLog(strings.Split(strings.TrimRight(r.Log, "\n"), "\n"))
+	for name, r := range d.Nodes {
+		if f := w.nodes[name]; f != nil && r.Report != nil {
+			f.result.Report = r.Report
 		}
 	}
 }
+
+func (w *watch) dry() bool { return w.summary.Mode == protocol.DryActivate }

@@ -36,6 +36,7 @@ type Live struct {
 	title string
 
 	mu     sync.Mutex
+	head   []string // below the title
 	lines  map[string]*line
 	order  []string
 	height int // lines of the picture on the screen
@@ -98,6 +99,18 @@ func (l *Live) Set(name, status string, kind Kind) {
 	}
 }
 
+// Head replaces the lines between the title and the things. It is only for a terminal: what they say moves all the time.
+func (l *Live) Head(lines ...string) {
+	head := make([]string, len(lines))
+	for i := range lines {
+		head[i] = Clean(lines[i])
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dirty = l.dirty || !slices.Equal(l.head, head)
+	l.head = head
+}
+
 // Print writes a line that stays, above the block.
 func (l *Live) Print(text string) {
 	text = Clean(text) + "\n"
@@ -145,12 +158,14 @@ func (l *Live) draw(above string) {
 	l.t.Printf("%s", b.String())
 }
 
-// picture is at most height lines of at most width characters: every line while they fit, else the
-// counts and the lines that matter most.
+// picture is at most height lines of at most width characters: the title and the head, and every other line while they
+// fit, else the counts and the lines that matter most.
 func (l *Live) picture(width, height int) []string {
 	title := l.title
 	names := l.order
-	if len(names)+1 > height {
+	head := l.head[:min(len(l.head), max(0, height-1))]
+	room := max(0, height-1-len(head))
+	if len(names) > room {
 		counts := [4]int{}
 		for _, at := range l.lines {
 			counts[at.kind]++
@@ -164,7 +179,7 @@ func (l *Live) picture(width, height int) []string {
 			}
 			return y.changed.Compare(x.changed)
 		})
-		names = names[:max(0, height-1)]
+		names = names[:room]
 	}
 	widest := 0
 	for _, n := range names {
@@ -172,6 +187,9 @@ func (l *Live) picture(width, height int) []string {
 	}
 	widest = min(widest, width/2)
 	picture := []string{l.t.Paint(Bold, Cut(title, width-1))}
+	for _, h := range head {
+		picture = append(picture, Cut(h, width-1))
+	}
 	for _, n := range names {
 		at := l.lines[n]
 		name := Cut(n, widest)

@@ -131,6 +131,26 @@ func TestLivePictureFitsTheScreen(t *testing.T) {
 	}
 }
 
+func TestLiveHeadStaysOnTheScreen(t *testing.T) {
+	l := (&Terminal{out: &bytes.Buffer{}, size: func() (int, int) { return 60, 6 }}).Live("deploying")
+	for i := range 100 {
+		l.Set(fmt.Sprintf("node%03d", i), "building", Active)
+	}
+	l.Head("3 of 100", "waits for "+strings.Repeat("long ", 20)+"\x1b[2J")
+	picture := l.picture(60, 5)
+	if len(picture) != 5 || picture[1] != "3 of 100" || !strings.HasPrefix(picture[2], "waits for long") || !strings.HasPrefix(picture[3], "node") {
+		t.Errorf("title, head, things: %q", picture)
+	}
+	for _, p := range picture {
+		if utf8.RuneCountInString(p) > 60 || strings.Contains(p, "\x1b[2J") {
+			t.Errorf("%q is wider than the screen, or not clean", p)
+		}
+	}
+	if picture := l.picture(60, 2); len(picture) != 2 {
+		t.Errorf("%d lines on a screen for 2", len(picture))
+	}
+}
+
 func TestLiveRedrawsInPlace(t *testing.T) {
 	var out bytes.Buffer
 	term := &Terminal{out: &out, tty: true, size: func() (int, int) { return 40, 10 }}

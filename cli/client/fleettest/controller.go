@@ -95,17 +95,19 @@ func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 	case protocol.PutBlobs:
 		return nil, f.putBlobs(o.Payload)
 	case protocol.Deploy:
-		return nil, f.deploy(o)
+		return f.deploy(o)
+	case protocol.SteerRollout:
+		return f.steer(o)
+	case protocol.LockNode:
+		return f.lock(o)
+	case protocol.ShowManifest:
+		return f.showManifest(o.Payload)
+	case protocol.ShowBlob:
+		return f.showBlob(o.Payload)
 	case protocol.ShowDeployment:
 		return f.showDeployment(o.Payload)
 	case protocol.ListDeployments:
-		var list protocol.DeploymentList
-		for _, d := range slices.Backward(f.deployments) {
-			short := *d
-			short.Nodes = nil
-			list.Deployments = append(list.Deployments, short)
-		}
-		return list, nil
+		return f.listDeployments(o.Payload)
 	}
 	return nil, protocol.Refuse(protocol.Unknown, "no action %q here", o.Action)
 }
@@ -136,6 +138,20 @@ func (f *Fleet) listNodes(payload []byte) (any, error) {
 	return list, nil
 }
 
+func (f *Fleet) listDeployments(payload []byte) (any, error) {
+	page, err := protocol.Decode[protocol.Page](payload)
+	if err != nil {
+		return nil, err
+	}
+	var list protocol.DeploymentList
+	for _, d := range slices.Backward(f.deployments) {
+		if len(page.Names) == 0 || slices.Contains(page.Names, d.ID) {
+			list.Deployments = append(list.Deployments, f.summary(d))
+		}
+	}
+	return list, nil
+}
+
 func (f *Fleet) showDeployment(payload []byte) (any, error) {
 	q, err := protocol.Decode[protocol.DeploymentQuery](payload)
 	if err != nil {
@@ -145,9 +161,10 @@ func (f *Fleet) showDeployment(payload []byte) (any, error) {
 	if i < 0 {
 		return nil, protocol.Refuse(protocol.Unknown, "there is no deployment %q", q.ID)
 	}
-	d := *f.deployments[i]
+	all := f.deployments[i].Nodes
+	d := f.summary(f.deployments[i])
 	var nodes []string
-	for name := range d.Nodes {
+	for name := range all {
 		if name > q.After && (len(q.Names) == 0 || slices.Contains(q.Names, name)) {
 			nodes = append(nodes, name)
 		}
@@ -157,7 +174,6 @@ func (f *Fleet) showDeployment(payload []byte) (any, error) {
 		nodes = nodes[:pageSize]
 		d.Next = nodes[pageSize-1]
 	}
-	all := d.Nodes
 	d.Nodes = map[string]protocol.NodeResult{}
 	for _, name := range nodes {
 		r := all[name]
@@ -204,51 +220,6 @@ func (f *Fleet) putPiece(p protocol.BlobPiece) error {
 	f.blobs[p.Digest] = data
 	f.uploads++
 	return nil
-}
-
-func (f *Fleet) deploy(o *protocol.Verified) error {
-	r, err := protocol.Decode[protocol.DeployRequest](o.Payload)
-	if err != nil {
-		return err
-	}
-	d := &protocol.Deployment{ID: r.Deployment, By: o.Sender.Name, Created: time.Now().UTC(), Mode: r.Mode, Nodes: map[string]protocol.NodeResult{}}
-	manifests := map[string]*protocol.Manifest{}
-	for _, item := range r.Items {
-		m, _, err := f.verifier.Manifest(f.blobs[item.Digest], item.Node, time.Now())
-		if err != nil {
-			return err
-		}
-		for _, b := range m.Blobs() {
-			if _, ok := f.blobs[b]; !ok {
-				return protocol.Refuse(protocol.Invalid, "blob %s of %s was not uploaded", b, item.Node)
-			}
-		}
-		n := f.records[item.Node]
-		if r.Mode != protocol.DryActivate && n.Desired != nil && item.Serial <= n.Desired.Serial {
-			return protocol.Refuse(protocol.Conflict, "%s has serial %d already", item.Node, n.Desired.Serial)
-		}
-		manifests[item.Node] = m
-		d.Nodes[item.Node] = protocol.NodeResult{Serial: item.Serial}
-	}
-	for _, item := range r.Items {
-		if r.Mode != protocol.DryActivate {
-			f.records[item.Node].Desired = &protocol.Desired{Serial: item.Serial, Digest: item.Digest, Deployment: r.Deployment, Mode: r.Mode}
-		}
-		if n := f.nodes[item.Node]; n != nil {
-			go n.deploy(manifests[item.Node])
-		}
-	}
-	f.deployments = append(f.deployments, d)
-	d.Count = count(d)
-	return nil
-}
-
-func count(d *protocol.Deployment) map[protocol.Phase]int {
-	c := map[protocol.Phase]int{}
-	for _, r := range d.Nodes {
-		c[r.Phase]++
-	}
-	return c
 }
 
 // Blob is what the controller keeps under a digest.

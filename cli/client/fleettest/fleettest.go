@@ -39,7 +39,9 @@ type Fleet struct {
 	records     map[string]*protocol.NodeState
 	blobs       map[string][]byte
 	pieces      map[string][]byte
+	manifests   map[string]string // digests, by deployment and node
 	deployments []*protocol.Deployment
+	through     map[string]time.Time // waves, by deployment and number
 	requests    []protocol.Action
 	uploads     int
 	deaf        bool
@@ -58,7 +60,7 @@ func New(t testing.TB) *Fleet {
 
 // Start runs the broker and the controller of a fleet until the test ends.
 func Start(t testing.TB, a provision.Authority) *Fleet {
-	f := &Fleet{t: t, Authority: a, nodes: map[string]*Node{}, records: map[string]*protocol.NodeState{}, blobs: map[string][]byte{}, pieces: map[string][]byte{}}
+	f := &Fleet{t: t, Authority: a, nodes: map[string]*Node{}, records: map[string]*protocol.NodeState{}, blobs: map[string][]byte{}, pieces: map[string][]byte{}, manifests: map[string]string{}, through: map[string]time.Time{}}
 	var err error
 	f.verifier, err = protocol.NewVerifier(a.Public.Operator, a.Public.AccountJWT)
 	must(t, err)

@@ -52,17 +52,22 @@ func (f *Fleet) Register(name string, tags ...string) {
 // Add makes a node that is connected.
 func (f *Fleet) Add(name string, tags ...string) *Node {
 	f.Register(name, tags...)
-	n := &Node{Name: name, fleet: f, nc: f.Connect(name, protocol.Node)}
-	for _, subject := range protocol.NodeRequests(name) {
-		_, err := n.nc.Subscribe(subject, n.serve)
-		must(f.t, err)
-	}
-	must(f.t, n.nc.Flush())
+	n := &Node{Name: name, fleet: f}
+	n.connect()
 	f.mu.Lock()
 	f.nodes[name] = n
 	f.mu.Unlock()
 	n.beat(protocol.Beat{})
 	return n
+}
+
+func (n *Node) connect() {
+	n.nc = n.fleet.Connect(n.Name, protocol.Node)
+	for _, subject := range protocol.NodeRequests(n.Name) {
+		_, err := n.nc.Subscribe(subject, n.serve)
+		must(n.fleet.t, err)
+	}
+	must(n.fleet.t, n.nc.Flush())
 }
 
 // Vanish takes the node off the network; the controller knows at once.
@@ -73,6 +78,20 @@ func (n *Node) Vanish() {
 	delete(n.fleet.nodes, n.Name)
 	if r := n.fleet.records[n.Name]; r != nil {
 		r.Online = false
+	}
+}
+
+// Return brings a node back that vanished.
+func (n *Node) Return() {
+	n.connect()
+	n.fleet.mu.Lock()
+	n.fleet.nodes[n.Name] = n
+	n.fleet.mu.Unlock()
+	n.beat(protocol.Beat{})
+	n.fleet.mu.Lock()
+	defer n.fleet.mu.Unlock()
+	for _, d := range n.fleet.deployments {
+		n.fleet.advance(d)
 	}
 }
 
@@ -127,6 +146,7 @@ func (n *Node) deploy(m *protocol.Manifest) {
 	}
 	script := n.does()
 	for _, e := range []protocol.Event{{Phase: protocol.Building, Lines: script.Lines}, {Phase: protocol.Activating}} {
+		n.fleet.progress(m.Deployment, n.Name, e.Phase, nil)
 		say(e)
 		if script.Dies == e.Phase {
 			n.nc.Flush()
@@ -140,14 +160,7 @@ func (n *Node) deploy(m *protocol.Manifest) {
 	}
 	report.Version, report.Deployment, report.Serial, report.Mode = protocol.Version, m.Deployment, m.Serial, m.Mode
 	report.Started, report.Ended = m.Created, m.Created.Add(time.Second)
-	n.fleet.mu.Lock()
-	for _, d := range n.fleet.deployments {
-		if d.ID == m.Deployment {
-			d.Nodes[n.Name] = protocol.NodeResult{Serial: m.Serial, Phase: report.Phase, Report: &report}
-			d.Count = count(d)
-		}
-	}
-	n.fleet.mu.Unlock()
 	n.beat(protocol.Beat{Serial: m.Serial, Deployment: m.Deployment, Phase: report.Phase, Reason: report.Reason, Closure: report.Closure, Generation: report.Generation})
+	n.fleet.progress(m.Deployment, n.Name, report.Phase, &report)
 	say(protocol.Event{Phase: report.Phase, Reason: report.Reason})
 }
