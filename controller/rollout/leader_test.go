@@ -42,9 +42,12 @@ type memory struct {
 // accept takes a deployment over: what older ones had of its machines is the new one's.
 func (s *sim) accept(machines []*machine, p plan) *deployment {
 	d := &deployment{sim: s, id: len(s.deployments), plan: p, byName: map[string]*share{}, bad: map[int]bool{}, term: -1}
-	closures := s.IntN(4)
+	closures, first := s.IntN(4), 10*d.id+1
+	if d.id > 0 && s.chance(0.3) {
+		first -= 10 // those of the deployment before
+	}
 	if s.chance(0.2) && closures > 0 {
-		d.bad[10*d.id+1] = true
+		d.bad[first] = true
 	}
 	var members []Member
 	for _, m := range machines {
@@ -53,7 +56,7 @@ func (s *sim) accept(machines []*machine, p plan) *deployment {
 		}
 		m.newest = &share{machine: m}
 		if closures > 0 {
-			m.newest.closure = 10*d.id + 1 + s.IntN(closures)
+			m.newest.closure = first + s.IntN(closures)
 		}
 		d.shares = append(d.shares, m.newest)
 		d.byName[m.name] = m.newest

@@ -119,8 +119,7 @@ func stand(r Rollout, c *census, opens, now time.Time) (Rollout, time.Time) {
 func advance(r *Rollout, c *census, opens, now time.Time) (until time.Time, reason string) {
 	for !r.through(c.last) {
 		if r.Wave > 0 {
-			w := c.waves[r.Wave]
-			if r.Settled.IsZero() {
+			if w := c.waves[r.Wave]; r.Settled.IsZero() {
 				if w.ready+w.busy > 0 {
 					return time.Time{}, ""
 				}
@@ -131,8 +130,8 @@ func advance(r *Rollout, c *census, opens, now time.Time) (until time.Time, reas
 			if r.Wave >= c.last {
 				return time.Time{}, ""
 			}
-			soaked := r.Settled.Add(time.Duration(r.Strategy.Soak) * time.Second)
-			if w.released > 0 && soaked.After(now) {
+			// A wave that no node got has not settled, and does not soak.
+			if soaked := r.Settled.Add(time.Duration(r.Strategy.Soak) * time.Second); soaked.After(now) {
 				return soaked, fmt.Sprintf("wave %d is through and soaks", r.Wave)
 			}
 		}

@@ -76,8 +76,9 @@ func random(t *testing.T) (*rand.Rand, uint64) {
 func TestSimulation(t *testing.T) {
 	_, seed := random(t)
 	fleets, only := 1000, os.Getenv("ROLLOUT_FLEET")
-	if testing.Short() || raceDetector {
+	if short := testing.Short(); only == "" && (short || raceDetector) {
 		fleets = 100
+		t.Logf("%d fleets instead of 1000: short %t, race detector %t", fleets, short, raceDetector)
 	}
 	next := make(chan int)
 	count := &tally{seen: map[string]int{}}
@@ -100,8 +101,8 @@ func TestSimulation(t *testing.T) {
 	workers.Wait()
 	t.Logf("%d fleets of %d machines: asked %d times, %d releases, %d leaders; %v",
 		count.fleets, count.machines, count.asked, count.released, count.leaders, count.seen)
-	if only != "" || t.Failed() {
-		return
+	if fleets < 1000 || only != "" || t.Failed() {
+		return // what is rare may not have happened
 	}
 	for _, what := range []string{"done", "stopped", "aborted", "rolled-back", "trailing", "paused by somebody", "paused by failures",
 		"resumed", "superseded", "leader lost before it wrote", "leader lost before it released", "leader lost between batches"} {
