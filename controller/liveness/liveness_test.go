@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -240,5 +241,94 @@ func BenchmarkBeats(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		tr.Beat(names[i%len(names)], protocol.Beat{Interval: 10, Kernel: "6.18", FailedUnits: []string{"a.service"}})
+	}
+}
+
+// Changed is told of what comes, goes or has news, and of nothing else.
+func TestChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var told []string
+		tr, stop := track(t, &book{}, Config{Changed: func(node string, before, after State) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, fmt.Sprintf("%s %v/%s %v/%s", node, before.Online, before.Beat.Phase, after.Online, after.Beat.Phase))
+		}})
+		defer stop()
+		want := func(what ...string) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if !slices.Equal(told, what) {
+				t.Errorf("told %q, want %q", told, what)
+			}
+			told = nil
+		}
+		tr.Beat("n1", protocol.Beat{Interval: 10})
+		want("n1 false/ true/")
+		time.Sleep(time.Second)
+		tr.Beat("n1", protocol.Beat{Interval: 10, Vitals: protocol.Vitals{Uptime: 7}})
+		want()
+		tr.Beat("n1", protocol.Beat{Interval: 10, Phase: protocol.Building})
+		want("n1 true/ true/building")
+		time.Sleep(26 * time.Second)
+		want("n1 true/building false/building")
+		tr.Beat("n1", protocol.Beat{Interval: 10, Phase: protocol.Building})
+		want("n1 false/building true/building")
+	})
+}
+
+// Who is there is known when all that may be have beaten, or had the time to come back.
+func TestSettled(t *testing.T) {
+	for name, c := range map[string]struct {
+		known map[string]store.Sighting
+		anew  bool
+		beats []string
+		want  time.Duration
+	}{
+		"nobody is known":           {want: 0},
+		"kept track of":             {known: map[string]store.Sighting{"on": {Node: "on", Online: true}, "off": {Node: "off"}}, want: 0},
+		"they come back":            {known: map[string]store.Sighting{"on": {Node: "on", Online: true}, "off": {Node: "off"}}, anew: true, beats: []string{"on"}, want: time.Second},
+		"one does not":              {known: map[string]store.Sighting{"on": {Node: "on", Online: true}, "two": {Node: "two", Online: true}}, anew: true, beats: []string{"on"}, want: 37500 * time.Millisecond},
+		"nobody kept track":         {known: map[string]store.Sighting{"x": {Node: "x", Unsure: true}}, want: 37500 * time.Millisecond},
+		"nobody did, and it beats":  {known: map[string]store.Sighting{"x": {Node: "x", Unsure: true}}, beats: []string{"x"}, want: time.Second},
+		"nobody did, and it is out": {known: map[string]store.Sighting{"x": {Node: "x", Unsure: true}}, beats: []string{""}, want: time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			tr, stop := track(t, &book{known: c.known}, Config{Anew: c.anew})
+			defer stop()
+			go func() {
+				time.Sleep(time.Second)
+				for _, n := range c.beats {
+					if n == "" {
+						tr.Forget("x")
+					} else {
+						tr.Beat(n, protocol.Beat{Interval: 10})
+					}
+				}
+			}()
+			<-tr.Settled()
+			if took := time.Since(began); took != c.want {
+				t.Errorf("%s: settled after %s, want %s", name, took, c.want)
+			}
+			time.Sleep(2 * time.Second)
+		})
+	}
+}
+
+func TestQuarantined(t *testing.T) {
+	tr, stop := track(t, &book{}, Config{})
+	defer stop()
+	tr.Beat("n1", protocol.Beat{Interval: 10, Quarantine: []string{"a", "b"}})
+	tr.Beat("n2", protocol.Beat{Interval: 10, Quarantine: slices.Repeat([]string{"c"}, protocol.MaxQuarantine+1)})
+	tr.Beat("n3", protocol.Beat{Interval: 10, Quarantine: append(slices.Repeat([]string{"d"}, protocol.MaxQuarantine), "too many")})
+	if q := tr.Quarantined(); len(q) != 4 || q["a"] != "n1" || q["c"] != "n2" || q["d"] != "n3" {
+		t.Errorf("%v", q)
+	}
+	tr.Forget("n1")
+	if q := tr.Quarantined(); len(q) != 2 {
+		t.Errorf("after n1 went: %v", q)
 	}
 }

@@ -158,6 +158,9 @@ func TestSightings(t *testing.T) {
 		known["n8"].Beat.Kernel != "6.18" || known["n8"].Beat.Vitals != (protocol.Vitals{}) {
 		t.Fatalf("%+v, %+v", known["n7"], known["n8"])
 	}
+	if known["n7"].Unsure {
+		t.Error("n7 was kept track of, and is lost for sure")
+	}
 	if next.leases != term.leases {
 		t.Error("the leases are other ones")
 	}
@@ -167,5 +170,14 @@ func TestSightings(t *testing.T) {
 	lost, err := next.Renew(ctx)
 	if err != nil || len(lost) != 1 || lost[0] != 3 {
 		t.Fatalf("%v, %v", lost, err)
+	}
+	// Where nobody kept track, a node that is not online may be there all the same.
+	_, err = s.Client().Revoke(ctx, next.leases[LeaseOf("n7")])
+	must(t, err)
+	must(t, next.Resign(ctx))
+	known, err = campaign(t, s, "ctl2").Sightings(ctx)
+	must(t, err)
+	if n := known["n7"]; n.Online || !n.Unsure {
+		t.Errorf("%+v", n)
 	}
 }
