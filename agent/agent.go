@@ -29,6 +29,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/agent/audit"
+	"github.com/nix-infra/nix-infra/agent/health"
 	"github.com/nix-infra/nix-infra/agent/heartbeat"
 	"github.com/nix-infra/nix-infra/agent/link"
 	"github.com/nix-infra/nix-infra/agent/local"
@@ -92,6 +94,8 @@ type agent struct {
 	audit     *audit.Log
 	link      *link.Link
 	heart     *heartbeat.Heart
+	host      reconcile.Host
+	etc       string // the node's source tree
 	engine    *reconcile.Engine
 	server    *query.Server
 	questions chan *nats.Msg
@@ -147,7 +151,7 @@ func (a *agent) open() error {
 	source := a.o.Facts
 	if source == nil {
 		a.units = heartbeat.NewUnits(a.o.Log.With("part", "units"), func() { a.heart.Changed() })
-		source = &heartbeat.Host{Units: a.units}
+		source = &heartbeat.Host{Units: a.units, Degraded: a.degraded}
 	}
 	a.heart = heartbeat.New(heartbeat.Options{Interval: a.o.Interval, Source: source, Complete: a.complete, Send: a.link.Beat, Log: a.o.Log.With("part", "heartbeat")})
 	if err := a.openEngine(); err != nil {
@@ -159,19 +163,20 @@ func (a *agent) open() error {
 }
 
 func (a *agent) openEngine() error {
-	host := a.o.Host
+	a.host = a.o.Host
 	log := a.o.Log.With("part", "deploy")
-	if host == nil {
+	if a.host == nil {
 		var err error
-		if host, err = reconcile.NewHost(log); err != nil {
+		if a.host, err = reconcile.NewHost(log); err != nil {
 			return err
 		}
 	}
-	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier,
-		Upstream: a.link, Host: host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
+	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier, Etc: reconcile.DefaultEtc,
+		Upstream: a.link, Host: a.host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
 	if a.o.Deploy != nil {
 		a.o.Deploy(&o)
 	}
+	a.etc = o.Etc
 	var err error
 	a.engine, err = reconcile.New(o)
 	return err
@@ -224,6 +229,15 @@ func (a *agent) complete(b *protocol.Beat) {
 	}
 	b.IPv4 = a.link.LocalIPv4()
 	b.Account = a.accountIssued()
+}
+
+// degraded picks from failed units those that had not failed before the last confirmed manifest.
+func (a *agent) degraded(failed []string) []string {
+	baseline, known := a.engine.Baseline()
+	if !known {
+		return nil
+	}
+	return slices.DeleteFunc(health.NewlyFailed(baseline, failed), reconcile.OwnUnit)
 }
 
 func (a *agent) connected() {

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/nix-infra/nix-infra/agent"
+	"github.com/nix-infra/nix-infra/agent/health"
 	"github.com/nix-infra/nix-infra/agent/heartbeat"
 	"github.com/nix-infra/nix-infra/agent/link"
 	"github.com/nix-infra/nix-infra/agent/reconcile"
@@ -32,9 +33,11 @@ const node = "web-1"
 
 // host is a machine on which nothing can be built, and which remembers what was tried.
 type host struct {
-	mu    sync.Mutex
-	built int
-	acted []string
+	mu          sync.Mutex
+	built       int
+	acted       []string
+	generations []nix.Generation // of the profile, the newest first
+	collecting  chan struct{}    // where there is one, collecting garbage waits for it
 }
 
 func (h *host) did(what string) {
@@ -43,8 +46,25 @@ func (h *host) did(what string) {
 	h.acted = append(h.acted, what)
 }
 
+// seen is what was done, and taken what was done since it was taken last.
+func (h *host) seen() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.acted)
+}
+
+func (h *host) taken() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	acted := h.acted
+	h.acted = nil
+	return acted
+}
+
+func systemPath(name string) string { return "/nix/store/" + strings.Repeat("0", 32) + "-" + name }
+
 func (h *host) Observe(context.Context) (reconcile.Observation, error) {
-	return reconcile.Observation{Running: "/nix/store/" + strings.Repeat("0", 32) + "-old", BootID: "boot-1", Uptime: time.Hour, Generation: 1}, nil
+	return reconcile.Observation{Running: systemPath("old"), Booted: systemPath("booted"), Profile: systemPath("old"), BootID: "boot-1", Uptime: time.Hour, Generation: 9}, nil
 }
 
 func (h *host) Build(context.Context, reconcile.Build) (string, error) {
@@ -56,14 +76,39 @@ func (h *host) Build(context.Context, reconcile.Build) (string, error) {
 func (h *host) Substitute(context.Context, reconcile.Substitution) error {
 	return errors.New("there is no cache here")
 }
-func (h *host) Generations(context.Context) ([]nix.Generation, error)  { return nil, nil }
-func (h *host) Check(string) error                                     { return nil }
-func (h *host) SetProfile(context.Context, string) error               { h.did("profile"); return nil }
-func (h *host) Arm(context.Context, reconcile.Revert) error            { h.did("arm"); return nil }
-func (h *host) Disarm(context.Context, reconcile.Revert) (bool, error) { return false, nil }
+func (h *host) Generations(context.Context) ([]nix.Generation, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.generations), nil
+}
+func (h *host) DeleteGenerations(_ context.Context, numbers []int) error {
+	h.did(fmt.Sprint("delete ", numbers))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.generations = slices.DeleteFunc(h.generations, func(g nix.Generation) bool { return slices.Contains(numbers, g.Number) })
+	return nil
+}
+func (h *host) CollectGarbage(ctx context.Context) (int, int64, error) {
+	h.did("collect")
+	if h.collecting != nil {
+		select {
+		case <-h.collecting:
+		case <-ctx.Done():
+			return 0, 0, ctx.Err()
+		}
+	}
+	return 12, 3456, nil
+}
+func (h *host) ClosureInfo(context.Context, string) ([]nix.PathInfo, error) { return nil, nil }
+func (h *host) Declared(string) ([]health.Declaration, error)               { return nil, nil }
+func (h *host) UnitState(context.Context, string) (string, error)           { return "active", nil }
+func (h *host) Check(string) error                                          { return nil }
+func (h *host) SetProfile(context.Context, string) error                    { h.did("profile"); return nil }
+func (h *host) Arm(context.Context, reconcile.Revert) error                 { h.did("arm"); return nil }
+func (h *host) Disarm(context.Context, reconcile.Revert) (bool, error)      { return false, nil }
 func (h *host) Run(_ context.Context, j reconcile.Job) (reconcile.Outcome, error) {
 	h.did("run " + j.Unit)
-	return reconcile.Outcome{}, nil
+	return reconcile.Outcome{Found: true}, nil
 }
 func (h *host) Journal(context.Context, string, int) (string, error) { return "", nil }
 func (h *host) Renew(context.Context) (bool, error)                  { return false, nil }
@@ -73,6 +118,7 @@ func (h *host) Reboot(context.Context) error                         { h.did("re
 type running struct {
 	t      *testing.T
 	host   *host
+	etc    string // its source tree
 	cancel context.CancelFunc
 	done   chan error
 
@@ -82,8 +128,7 @@ type running struct {
 
 func start(t *testing.T, dir string) *running {
 	t.Helper()
-	r := &running{t: t, host: &host{}, done: make(chan error, 1)}
-	etc := t.TempDir()
+	r := &running{t: t, host: &host{}, etc: t.TempDir(), done: make(chan error, 1)}
 	var ctx context.Context
 	ctx, r.cancel = context.WithCancel(context.Background())
 	go func() {
@@ -91,7 +136,7 @@ func start(t *testing.T, dir string) *running {
 			Interval: time.Second, Watchdog: time.Second,
 			Backoff: link.Backoff{Base: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Cap: 40 * time.Millisecond},
 			Notify:  func(s string) { r.mu.Lock(); r.told = append(r.told, s); r.mu.Unlock() },
-			Deploy:  func(o *reconcile.Options) { o.Etc, o.Roots = etc, filepath.Join(dir, "roots") }})
+			Deploy:  func(o *reconcile.Options) { o.Etc, o.Roots = r.etc, filepath.Join(dir, "roots") }})
 	}()
 	t.Cleanup(r.stop)
 	return r

@@ -3,7 +3,14 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/agent/query"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -15,10 +22,14 @@ func (a *agent) answers() *query.Server {
 		Node: a.machine.Name, Log: a.o.Log.With("part", "query"), Verifier: a.verifier, Seen: a.seen,
 		Audit: a.audit.Record, Publish: a.link.Publish,
 		Handlers: map[protocol.Action]query.Handler{
-			protocol.Ping:    a.ping,
-			protocol.Facts:   a.facts,
-			protocol.Release: a.release,
+			protocol.Ping:            a.ping,
+			protocol.Facts:           a.facts,
+			protocol.Release:         a.release,
+			protocol.ListGenerations: a.listGenerations,
+			protocol.CollectGarbage:  a.collectGarbage,
+			protocol.OwnFiles:        a.ownFiles,
 		},
+		Limits: map[protocol.Action]time.Duration{protocol.CollectGarbage: garbageTime},
 	})
 }
 
@@ -44,4 +55,43 @@ func (a *agent) release(_ context.Context, r *protocol.Verified) (any, error) {
 	}
 	a.heart.Changed()
 	return nil, nil
+}
+
+// maxOwnFile bounds each of the node's own files, in bytes, so that they fit into an answer.
+const maxOwnFile = 128 << 10
+
+// ownFiles are those files of the node's source tree that no deployment brings. The request names none of them.
+func (a *agent) ownFiles(context.Context, *protocol.Verified) (any, error) {
+	files := map[string][]byte{}
+	for _, name := range protocol.NodeFiles {
+		data, err := readRegular(filepath.Join(a.etc, name), maxOwnFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the node's own file can't be read: %w", err)
+		}
+		files[name] = data
+	}
+	return protocol.FileList{Files: files}, nil
+}
+
+// readRegular reads a file that is one itself: no link to elsewhere, and nothing that a read could wait for.
+func readRegular(file string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%s is a link", file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > limit {
+		return nil, fmt.Errorf("%s is no regular file of at most %d bytes", file, limit)
+	}
+	return io.ReadAll(io.LimitReader(f, limit))
 }

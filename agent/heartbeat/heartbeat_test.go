@@ -144,6 +144,14 @@ func TestFactsOfAMachine(t *testing.T) {
 	}
 }
 
+func TestOtherSystems(t *testing.T) {
+	for _, c := range []struct{ running, closure, want string }{{"a", "a", ""}, {"a", "b", "b"}, {"a", "", ""}} {
+		if got := otherThan(c.running, c.closure); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
+
 // BenchmarkFacts is what a beat costs an idle node, apart from sending it.
 func BenchmarkFacts(b *testing.B) {
 	h := &Host{}

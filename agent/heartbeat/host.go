@@ -19,8 +19,11 @@ import (
 // what is known, and a broken machine is the one whose beats matter most.
 type Host struct {
 	Units *Units // nil: failed units are not known
-	Proc  string // "": /proc
-	Store string // "": /nix/store
+	// Degraded picks from the failed units those that had not failed before the last confirmed manifest; nil: none
+	// are known to.
+	Degraded func(failed []string) []string
+	Proc     string // "": /proc
+	Store    string // "": /nix/store
 
 	mu     sync.Mutex
 	boot   string // boot id, which does not change while we run
@@ -45,7 +48,12 @@ func (h *Host) Facts(context.Context) protocol.Beat {
 	b.BootID, b.Kernel = h.boot, h.kernel
 	h.aboutSystem(&b)
 	if h.Units != nil {
-		b.FailedUnits = h.Units.Failed()
+		failed := h.Units.Failed()
+		b.FailedUnits = failed[:min(len(failed), maxUnits)]
+		if h.Degraded != nil {
+			degraded := h.Degraded(failed)
+			b.Degraded = degraded[:min(len(degraded), maxUnits)]
+		}
 	}
 	b.Vitals = h.vitals()
 	return b
@@ -61,6 +69,10 @@ func (h *Host) aboutSystem(b *protocol.Beat) {
 	if err != nil {
 		booted = ""
 	}
+	profile, err := nix.ProfileTarget()
+	if err != nil {
+		profile = ""
+	}
 	if now := (systems{running, booted}); now != h.of {
 		h.of = now
 		h.nixos = nix.NixOSVersion(running)
@@ -68,9 +80,18 @@ func (h *Host) aboutSystem(b *protocol.Beat) {
 		h.reboot = booted != "" && nix.RebootNeeded(booted, running)
 	}
 	b.Closure, b.NixOS, b.System, b.RebootNeeded = running, h.nixos, h.system, h.reboot
+	b.Booted, b.Profile = otherThan(running, booted), otherThan(running, profile)
 	if generation, err := nix.CurrentGeneration(); err == nil {
 		b.Generation = generation
 	}
+}
+
+// otherThan is how a beat names a system beside the one that runs: where it is that one, or not known, not at all.
+func otherThan(running, closure string) string {
+	if closure == running {
+		return ""
+	}
+	return closure
 }
 
 func (h *Host) vitals() protocol.Vitals {

@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	// maxUnits bounds the failed units that a beat lists.
-	maxUnits = 20
+	// maxUnits bounds the failed units that a beat lists, maxFailed those that are followed.
+	maxUnits  = 20
+	maxFailed = 1000
 
 	// relist is how often systemd is asked although it told nothing: a signal may have been lost.
 	relist = 5 * time.Minute
@@ -53,7 +54,7 @@ func NewUnits(log *slog.Logger, changed func()) *Units {
 	return &Units{log: log, changed: changed}
 }
 
-// Failed are the names of up to 20 units, sorted.
+// Failed are the names of up to 1,000 units, sorted. They are not to be changed.
 func (u *Units) Failed() []string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -197,7 +198,7 @@ func (u *Units) list(ctx context.Context, conn *dbus.Conn) error {
 		paths[r.Path] = true
 	}
 	slices.Sort(names)
-	names = names[:min(len(names), maxUnits)]
+	names = names[:min(len(names), maxFailed)]
 	u.mu.Lock()
 	other := !slices.Equal(names, u.failed)
 	u.failed, u.paths = names, paths

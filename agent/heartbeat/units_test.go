@@ -141,13 +141,21 @@ func TestUnitsFollowSystemd(t *testing.T) {
 	for i := range 2 * maxUnits {
 		m.set(fmt.Sprintf("bad-%02d.service", i), "failed", "failed")
 	}
-	for deadline := time.Now().Add(10 * time.Second); len(u.Failed()) != maxUnits; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); len(u.Failed()) != 2*maxUnits+1; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d failed units are told, the bound is %d", len(u.Failed()), maxUnits)
+			t.Fatalf("%d failed units are known", len(u.Failed()))
 		}
 	}
+	// A beat names a part of them. What is new is looked for among all, and bounded, too.
+	h := &Host{Units: u, Degraded: func(failed []string) []string { return failed[5:] }}
+	if b := h.Facts(t.Context()); len(b.FailedUnits) != maxUnits || b.FailedUnits[0] != "bad-00.service" || len(b.Degraded) != maxUnits || b.Degraded[0] != "bad-05.service" {
+		t.Errorf("%d failed units are told, and %d degraded", len(b.FailedUnits), len(b.Degraded))
+	}
+	if b := (&Host{Units: u}).Facts(t.Context()); b.Degraded != nil {
+		t.Errorf("degraded %v", b.Degraded)
+	}
 	stopBus() // the list stays, the follower waits for another bus
-	if len(u.Failed()) != maxUnits {
+	if len(u.Failed()) != 2*maxUnits+1 {
 		t.Fatal("forgotten with the bus")
 	}
 	select {

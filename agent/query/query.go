@@ -38,8 +38,9 @@ type Options struct {
 	Handlers map[protocol.Action]Handler
 	Now      func() time.Time // nil: time.Now
 
-	Running int           // handlers at the same time; 0: 8
-	Timeout time.Duration // of one handler; 0: 30 s
+	Running int                               // handlers at the same time; 0: 8
+	Timeout time.Duration                     // of one handler; 0: 30 s
+	Limits  map[protocol.Action]time.Duration // in place of Timeout, of handlers that work for longer
 }
 
 // unprovenPerSecond bounds what senders without a good signature can make the node write and say.
@@ -163,7 +164,11 @@ func (s *Server) run(ctx context.Context, r *request) {
 		s.answer(r, nil, protocol.Refuse(protocol.Failed, "can't record the request, so it is not run: %v", err))
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
+	limit, ok := s.o.Limits[r.Action]
+	if !ok {
+		limit = s.o.Timeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	result, err := s.handle(ctx, r)
 	s.record(r, err, true) // a failure is logged there, and what was done is done

@@ -59,6 +59,10 @@ func (s *served) server(seen *Seen) *Server {
 		}
 		return map[string]string{"hello": r.Sender.Name}, nil
 	}
+	left := func(ctx context.Context, _ *protocol.Verified) (any, error) {
+		until, _ := ctx.Deadline()
+		return time.Until(until), nil
+	}
 	return New(Options{Node: node, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Verifier: v, Seen: seen,
 		Audit: func(r protocol.AuditRecord) error {
 			s.mu.Lock()
@@ -68,7 +72,8 @@ func (s *served) server(seen *Seen) *Server {
 		},
 		Publish: s.nc.Publish,
 		Running: 2,
-		Handlers: map[protocol.Action]Handler{protocol.Ping: handler, protocol.Release: handler,
+		Limits:  map[protocol.Action]time.Duration{protocol.CollectGarbage: time.Hour},
+		Handlers: map[protocol.Action]Handler{protocol.Ping: handler, protocol.Release: handler, protocol.CollectGarbage: left, protocol.OwnFiles: left,
 			protocol.Facts: func(context.Context, *protocol.Verified) (any, error) { panic("a fault") }},
 	})
 }
@@ -376,6 +381,19 @@ func TestBusy(t *testing.T) {
 			}
 		case <-time.After(5 * time.Second):
 			t.Fatal("what ran was not answered")
+		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	s := serve(t)
+	ann := s.asker("ann", protocol.Deployer)
+	for action, most := range map[protocol.Action]time.Duration{protocol.CollectGarbage: time.Hour, protocol.OwnFiles: 30 * time.Second} {
+		h := header(action, node)
+		_, r := ann.send(protocol.RequestSubject(node, action), protocol.Encode(ann.sign(h, nil)), h.ID)
+		var left time.Duration
+		if err := json.Unmarshal(r.Body, &left); err != nil || left > most || left < most*9/10 {
+			t.Errorf("%s has %v: %+v, %v", action, left, r, err)
 		}
 	}
 }

@@ -70,7 +70,7 @@ func (e *Engine) dryRunInto(ctx context.Context, o *order, r *protocol.Report) (
 }
 
 func (e *Engine) dryActivate(ctx context.Context, m *protocol.Manifest, r *protocol.Report) error {
-	j := Job{Unit: unitPrefix + "dry-" + m.Deployment + ".service", Closure: r.Closure, Action: "dry-activate", Timeout: dryTimeout}
+	j := Job{Unit: unitPrefix + "dry-" + m.Deployment + ".service", Closure: r.Closure, Action: "dry-activate", Timeout: dryTimeout, Forget: true}
 	ctx, cancel := context.WithTimeout(ctx, dryTimeout+evidenceTime)
 	defer cancel()
 	out, err := e.o.Host.Run(ctx, j)

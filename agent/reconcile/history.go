@@ -123,6 +123,7 @@ func (e *Engine) Keep(ctx context.Context) (map[string]string, error) {
 	}
 	add(obs.Running, "runs")
 	add(obs.Profile, "boots")
+	add(obs.Booted, "was booted")
 	if a := e.j.Attempt; a != nil {
 		for _, closure := range []string{a.New, a.Old, a.OldProfile} {
 			add(closure, "belongs to deployment "+a.Deployment)

@@ -58,6 +58,7 @@ type Host interface {
 // Observation is what can be seen of the machine.
 type Observation struct {
 	Running    string // store path
+	Booted     string // store path; "" where it is not known
 	Profile    string // store path; "" where the profile was never set
 	Generation int
 	BootID     string
@@ -103,6 +104,7 @@ type Job struct {
 	Revert  *Revert       // it is this one's service
 	Attach  bool          // only look at, and wait for, a unit that was started before
 	Again   bool          // run it again even where it had succeeded
+	Forget  bool          // clear its unit away at its end: nobody asks for the result later
 }
 
 // Outcome is how a Job ended.

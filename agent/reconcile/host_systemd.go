@@ -70,6 +70,9 @@ func (h *SystemdHost) Observe(ctx context.Context) (Observation, error) {
 	if o.Running, err = nix.RunningSystem(); err != nil {
 		return o, err
 	}
+	if o.Booted, err = nix.BootedSystem(); err != nil {
+		o.Booted = "" // a container has not booted one
+	}
 	if o.Profile, err = nix.ProfileTarget(); err != nil {
 		// A profile that leads nowhere boots nothing; the next one that is set repairs it.
 		h.log.Warn("the system profile can't be read", "error", err)

@@ -81,6 +81,9 @@ type Upstream interface {
 	Report(ctx context.Context, r protocol.Report) error
 }
 
+// DefaultEtc is where NixOS has a machine's source tree.
+const DefaultEtc = "/etc/nixos"
+
 // DefaultCache bounds the blob cache, in bytes.
 const DefaultCache = 256 << 20
 
@@ -100,7 +103,7 @@ type Options struct {
 	// outcome is the refusal's code), and that ended ("ok" or protocol.Failed); may be nil.
 	Audit  func(protocol.AuditRecord)
 	Settle func() // a job is over, what it left behind may go, such as memory; may be nil
-	Etc    string // the node's source tree; "": /etc/nixos
+	Etc    string // the node's source tree; "": DefaultEtc
 	Roots  string // gc roots; "": nix.RootsDir
 	Cache  int64  // bytes; 0: DefaultCache
 }
@@ -147,7 +150,7 @@ func New(o Options) (*Engine, error) {
 		return nil, errors.New("the engine needs a folder (absolute), a verifier, an upstream, a host and a log")
 	}
 	if o.Etc == "" {
-		o.Etc = "/etc/nixos"
+		o.Etc = DefaultEtc
 	}
 	if o.Roots == "" {
 		o.Roots = nix.RootsDir

@@ -177,7 +177,7 @@ func (h *SystemdHost) Run(ctx context.Context, j Job) (Outcome, error) {
 	for {
 		out, err := r.follow(ctx)
 		if err == nil {
-			if j.Action == "dry-activate" {
+			if j.Forget {
 				err = h.forget(ctx, j.Unit)
 			}
 			return out, err
