@@ -13,21 +13,20 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-// asked is what came of a question to some nodes.
+// asked is who did not answer a question to some nodes, or not as hoped.
 type asked struct {
 	silent []string
-	failed []string // refused, or answered what can't be read
+	failed []error // a line for each node that refused, or whose answer can't be read
 }
 
-// ask asks nodes and hands each good answer on, as they come. What a node refuses is said on stderr.
-func ask[T any](ctx context.Context, a *app, s *session, names []string, action protocol.Action, payload any, patience time.Duration, each func(node string, answer T)) (asked, error) {
+// ask asks nodes and hands each good answer on, as they come.
+func ask[T any](ctx context.Context, s *session, names []string, action protocol.Action, payload any, patience time.Duration, each func(node string, answer T)) (asked, error) {
 	var r asked
 	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	silent, err := client.AskEach(waiting, s.Client, names, action, payload, func(node string, answer T, err error) {
 		if err != nil {
-			r.failed = append(r.failed, node)
-			a.note("%s: %s", node, message(err))
+			r.failed = append(r.failed, fmt.Errorf("%s: %w", node, err))
 			return
 		}
 		each(node, answer)
@@ -41,20 +40,19 @@ func ask[T any](ctx context.Context, a *app, s *session, names []string, action 
 
 // outcome is how a command ends that needed the answers of all.
 func (r asked) outcome() error {
-	var says []string
-	if len(r.failed) > 0 {
-		says = append(says, fmt.Sprintf("%s refused or failed: %s", nodes(len(r.failed)), some(r.failed)))
-	}
+	errs := r.failed
 	if len(r.silent) > 0 {
-		says = append(says, "no answer from "+some(r.silent))
+		errs = append(errs, errors.New("no answer from "+some(r.silent)))
 	}
-	switch text := strings.Join(says, "; "); {
-	case len(r.failed) > 0:
-		return &outcome{SomeFailed, errors.New(text)}
-	case text != "":
-		return &outcome{Unanswered, errors.New(text)}
+	switch {
+	case len(errs) == 0:
+		return nil
+	case len(r.failed) == 0:
+		return &outcome{Unanswered, errs[0]}
+	case len(errs) == 1:
+		return &outcome{SomeFailed, errs[0]}
 	}
-	return nil
+	return &outcome{SomeFailed, &errorList{"not all nodes did it:", errs}}
 }
 
 // namesOf are the names of nodes, in their order.

@@ -1,6 +1,8 @@
 package command
 
 import (
+	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -132,7 +134,7 @@ func TestBuildHereFails(t *testing.T) {
 					return nil, protocol.Refuse(protocol.Failed, "the disk is broken")
 				}})
 			},
-			status: Refused, says: "nothing can be built here for web2; nothing was deployed"},
+			status: Refused, says: "refused: web2: the disk is broken"},
 		"no cache": {
 			prepare: func(s *shell, _ *fleettest.Fleet, _ string) {
 				s.write("nix-infra.yaml", strings.Split(s.read("nix-infra.yaml"), "cache:")[0])
@@ -166,6 +168,37 @@ func TestBuildHereFails(t *testing.T) {
 				t.Errorf("something was pushed: %s", log)
 			}
 		})
+	}
+}
+
+// stopper cancels a run once it has said something.
+type stopper struct {
+	bytes.Buffer
+	word string
+	stop func()
+}
+
+func (s *stopper) Write(p []byte) (int, error) {
+	n, err := s.Buffer.Write(p)
+	if strings.Contains(s.String(), s.word) {
+		s.stop()
+	}
+	return n, err
+}
+
+func TestBuildHereInterrupted(t *testing.T) {
+	s, f := newFleet(t)
+	cache := newCache(t, s)
+	f.Add("web1").Script(fleettest.Script{Answers: hasOwnFiles})
+	s.write("modules/slow.nix", "SLOW\n")
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	r := s.runContext(ctx, &stopper{word: "web1 | evaluating", stop: stop}, "deploy", "web1", "--build=local", "-v")
+	if r.status != Interrupted || !strings.HasSuffix(r.stderr, "nix-infra: interrupted\n") {
+		t.Errorf("status %d: %s", r.status, r.stderr)
+	}
+	if left, _ := os.ReadDir(cache); len(left) > 0 || slices.Contains(f.Requests(), protocol.Deploy) {
+		t.Error("it went on")
 	}
 }
 

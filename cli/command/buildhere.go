@@ -98,7 +98,7 @@ func (a *app) fetchOwnFiles(ctx context.Context, s *session, systems []*building
 		byName[b.node] = b
 	}
 	if len(away) == 0 {
-		r, err := ask(ctx, a, s, namesOf(chosen), protocol.OwnFiles, nil, answerTime, func(node string, l protocol.FileList) {
+		r, err := ask(ctx, s, namesOf(chosen), protocol.OwnFiles, nil, answerTime, func(node string, l protocol.FileList) {
 			for _, name := range protocol.NodeFiles { // and nothing else that it may say it has
 				if data, ok := l.Files[name]; ok {
 					byName[node].own[name] = data
@@ -109,7 +109,7 @@ func (a *app) fetchOwnFiles(ctx context.Context, s *session, systems []*building
 			return err
 		}
 		if len(r.failed) > 0 {
-			return fmt.Errorf("without the files that belong to the node nothing can be built here for %s; nothing was deployed", some(r.failed))
+			return several("don't give the files that belong to them, without which nothing can be built here; nothing was deployed", r.failed)
 		}
 		away = r.silent
 	}

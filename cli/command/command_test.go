@@ -33,7 +33,14 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.Parse()
-	os.Exit(m.Run())
+	remove, err := installFakeNix()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	remove()
+	os.Exit(status)
 }
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -115,6 +122,11 @@ func (s *shell) read(path string) string {
 // newFleet is a project with a fleet that runs.
 func newFleet(t *testing.T) (*shell, *fleettest.Fleet) {
 	t.Parallel()
+	return lonelyFleet(t)
+}
+
+// lonelyFleet is newFleet for a test that changes what all of them share.
+func lonelyFleet(t *testing.T) (*shell, *fleettest.Fleet) {
 	s := newShell(t)
 	s.must("init", "--fleet", "testfleet", "--controller", "tls://127.0.0.1:1")
 	s.write("flake.nix", "{ outputs = _: { }; }\n")

@@ -13,7 +13,7 @@ func system(node string) string {
 }
 
 // fakeNix stands in for nix in all tests of this package. It can build what has a hardware-configuration.nix and no
-// file that says BROKEN, locks a flake that has no lock, and writes what it is asked to push and sign into the folder
+// file that says BROKEN (where one says SLOW, not before long), locks a flake that has no lock, and writes what it is asked to push and sign into the folder
 // that a file: cache names. Arguments: --extra-experimental-features … and then those of the command.
 const fakeNix = `#!/bin/sh
 shift 2
@@ -25,6 +25,7 @@ build)
 	echo "evaluating $2" >&2
 	if [ ! -f "$dir/hardware-configuration.nix" ]; then echo "error: there is no hardware-configuration.nix" >&2; exit 1; fi
 	if grep -rq BROKEN "$dir"; then echo "error: attribute 'BROKEN' missing" >&2; exit 1; fi
+	if grep -rq SLOW "$dir"; then sleep 1000; fi
 	[ -f "$dir/flake.lock" ] || echo '{}' >"$dir/flake.lock"
 	echo "/nix/store/00000000000000000000000000000000-nixos-system-${dir##*/}"
 	;;

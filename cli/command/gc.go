@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,11 +97,12 @@ func (a *app) gc(ctx context.Context, selectors []string, o gcOptions) error {
 		}
 	}
 	var freed int64
-	removed := 0
+	removed, done := 0, map[string]bool{}
 	request := protocol.GarbageRequest{OlderThan: int64(old.Seconds()), Keep: o.keep, DryRun: o.dryRun}
-	r, err := ask(ctx, a, s, names, protocol.CollectGarbage, request, o.timeout, func(node string, g protocol.GarbageReport) {
+	r, err := ask(ctx, s, names, protocol.CollectGarbage, request, o.timeout, func(node string, g protocol.GarbageReport) {
 		freed += g.Freed
 		removed += len(g.Removed)
+		done[node] = true
 		if live != nil {
 			live.Set(node, collected(g, o.dryRun), ui.Good)
 			return
@@ -112,11 +114,13 @@ func (a *app) gc(ctx context.Context, selectors []string, o gcOptions) error {
 		a.document(d)
 	})
 	if live != nil {
-		for _, n := range r.failed {
-			live.Set(n, "refused or failed", ui.Bad)
-		}
-		for _, n := range r.silent {
-			live.Set(n, "no answer", ui.Waiting)
+		for _, n := range names {
+			switch {
+			case slices.Contains(r.silent, n):
+				live.Set(n, "no answer", ui.Waiting)
+			case !done[n]:
+				live.Set(n, "refused or failed", ui.Bad)
+			}
 		}
 		live.Close()
 	}

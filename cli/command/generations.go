@@ -53,7 +53,7 @@ last one that confirmed this system. rollback --to takes a number of GEN or a st
 				return err
 			}
 			lists := map[string][]protocol.Generation{}
-			r, err := ask(c.Context(), a, session, namesOf(chosen), protocol.ListGenerations, nil, timeout, func(node string, l protocol.GenerationList) {
+			r, err := ask(c.Context(), session, namesOf(chosen), protocol.ListGenerations, nil, timeout, func(node string, l protocol.GenerationList) {
 				lists[node] = l.Generations
 			})
 			if err != nil {
