@@ -35,14 +35,14 @@ func (r *rolloutFlags) register(f *pflag.FlagSet, quiet *bool) {
 		}
 		f.StringVar(value, name, "", usage)
 	}
-	words(&r.Canary, "canary", r.own.Canary, "nodes of the first wave, a number (`N|%`) or a share; 0: no such wave")
-	f.Var(batchFlag{&r.Batch, quiet}, "batch", "nodes of each further wave (`N|%`); without a number: never ask anything")
+	words(&r.Canary, "canary", r.own.Canary, "first wave: `N|%` of the nodes; 0: no such wave")
+	f.Var(batchFlag{&r.Batch, quiet}, "batch", "each further wave: `N|%` of the nodes; without a number: never ask anything")
 	f.Lookup("batch").NoOptDefVal = batchAlone
-	f.StringSliceVar(&r.Order, "order", nil, "`@tag,@tag`: nodes with the first tag come first, those with none of them last")
-	words(&r.MaxUnavailable, "max-unavailable", r.own.MaxUnavailable, "nodes (`N|%`) that may be on their way at once; 0: any number")
-	words(&r.MaxFailures, "max-failures", r.own.MaxFailures, "nodes (`N|%`) that may fail; when one more did, no further node gets it")
-	words(&r.OnFailure, "on-failure", r.own.OnFailure, "then `stop`, pause, or rollback those that have it (mode switch only)")
-	words(&r.Soak, "soak", r.own.Soak, "`duration` to wait after each wave, such as 10m")
+	f.StringSliceVar(&r.Order, "order", nil, "nodes by tag, `@tag,@tag`: those with the first one come first, those with none of them last")
+	words(&r.MaxUnavailable, "max-unavailable", r.own.MaxUnavailable, "at most `N|%` of the nodes are on their way at once; 0: any number")
+	words(&r.MaxFailures, "max-failures", r.own.MaxFailures, "`N|%` of the nodes may fail; when one more did, no further node gets it")
+	words(&r.OnFailure, "on-failure", r.own.OnFailure, "what happens then: `stop|pause|rollback` (those that have it go back; mode switch only)")
+	words(&r.Soak, "soak", r.own.Soak, "after each wave, wait for this `duration`, such as 10m")
 	words(&r.At, "at", r.own.At, "not before this `time`: 22:00 (the next, by the clock here), +2h, RFC 3339, or now")
 	f.StringArrayVar(&r.Windows, "window", nil, "only within this `window`, such as \"mon-fri 22:00-04:00 Europe/Stockholm\"; repeatable; or always")
 	f.DurationVar(&r.timeout, "timeout", 5*time.Minute, "from the start of activation to the proof; then the node rolls back")
