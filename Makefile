@@ -35,7 +35,7 @@ test-unit:
 	go test -race -timeout 15m $(UNIT)
 
 test-lab:
-	go test -p 1 -timeout 30m -v ./e2e/...
+	go test -p 1 -timeout 40m -v ./e2e/...
 
 soak: ## every fuzzer for FUZZTIME (60s each), then the lab tests ten times over
 	@set -e; for pkg in $$(go list $(UNIT)); do for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
@@ -48,8 +48,9 @@ lint: ## gofmt, vet (for macOS too) and staticcheck
 	GOOS=darwin go vet ./protocol/... ./cli/... ./e2e/...
 	go tool staticcheck ./...
 
-bench: ## benchmarks; they measure and never fail on a time
+bench: ## benchmarks, and deploys to a swarm of 1000 agents (N=10000 for more); they measure and never fail on a time
 	go test -run '^$$' -bench . -benchtime 3x $(UNIT)
+	go run ./e2e/swarm -n $${N:-1000}
 
 clean: ## remove what was built, and labs that were left behind
 	rm -rf bin
