@@ -123,12 +123,13 @@ func (t *term) accept(ctx context.Context, d store.Deployment, items map[string]
 	return nil
 }
 
-// cut puts the nodes into waves, by the tags that they have now.
+// cut puts the nodes into waves, by the tags that they have and whether they are there now.
 func (t *term) cut(s protocol.Strategy, items map[string]store.Entry) {
 	members := make([]rollout.Member, 0, len(items))
 	for name := range items {
 		record, _ := t.fleet.node(name)
-		members = append(members, rollout.Member{Name: name, Tags: record.Tags})
+		alive, _ := t.alive.State(name)
+		members = append(members, rollout.Member{Name: name, Tags: record.Tags, Offline: !alive.Online})
 	}
 	for i, wave := range rollout.Waves(members, s) {
 		for _, name := range wave {

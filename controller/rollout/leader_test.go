@@ -60,7 +60,7 @@ func (s *sim) accept(machines []*machine, p plan) *deployment {
 		}
 		d.shares = append(d.shares, m.newest)
 		d.byName[m.name] = m.newest
-		members = append(members, Member{m.name, m.tags})
+		members = append(members, Member{Name: m.name, Tags: m.tags})
 	}
 	strategy := p.strategy()
 	if err := strategy.Validate(); err != nil {

@@ -34,8 +34,9 @@ import (
 
 // Member is a node that a rollout is about to have.
 type Member struct {
-	Name string
-	Tags []string
+	Name    string
+	Tags    []string
+	Offline bool
 }
 
 // Status is what became of a node of a rollout so far.

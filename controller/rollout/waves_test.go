@@ -8,12 +8,13 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-// members makes a fleet of "name:tag,tag" words.
+// members makes a fleet of "name:tag,tag" words; one that begins with "-" is offline.
 func members(words string) []Member {
 	var out []Member
 	for _, word := range strings.Fields(words) {
 		name, tags, _ := strings.Cut(word, ":")
-		m := Member{Name: name}
+		name, offline := strings.CutPrefix(name, "-")
+		m := Member{Name: name, Offline: offline}
 		if tags != "" {
 			m.Tags = strings.Split(tags, ",")
 		}
@@ -49,6 +50,9 @@ func TestWaves(t *testing.T) {
 		{"batches don't mix tags", tagged, protocol.Strategy{Order: []string{"db", "web"}, Batch: "2"}, "b1 d1 | d2 | w1 w2 | w3 | x1 x2"},
 		{"canary out of the first tag", tagged, protocol.Strategy{Order: []string{"web"}, Canary: "1"}, "b1 | w1 w2 w3 | d1 d2 x1 x2"},
 		{"canary is smaller where the first tag is", tagged, protocol.Strategy{Order: []string{"db"}, Canary: "5", Batch: "4"}, "b1 d1 d2 | w1 w2 w3 x1 | x2"},
+		{"the canary is one that is there", "-a b -c d", protocol.Strategy{Canary: "1", Batch: "2"}, "b | d a | c"},
+		{"offline nodes are the last of their tag", "-d1:db d2:db w1:web -w0:web", protocol.Strategy{Order: []string{"db"}, Batch: "1"}, "d2 | d1 | w1 | w0"},
+		{"a fleet that is offline", "-b -a", protocol.Strategy{Canary: "1"}, "a | b"},
 		{"a tag that no node has", tagged, protocol.Strategy{Order: []string{"none", "db"}, Canary: "1"}, "b1 | d1 d2 | w1 w2 w3 x1 x2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
