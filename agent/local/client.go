@@ -95,16 +95,17 @@ func (c *Client) ask(ctx context.Context, r request, bundle io.Reader) (deployme
 		}
 	}
 	err = lines.Err()
-	select {
-	case errSend := <-sent: // the cause, where there is one
-		err = errors.Join(errSend, err)
-	default:
+	conn.Close()
+	if cause := <-sent; errors.Is(cause, errShort) {
+		return deployment, end, cause
 	}
 	if err == nil {
 		err = io.ErrUnexpectedEOF
 	}
 	return deployment, end, fmt.Errorf("the agent broke off: %w", err)
 }
+
+var errShort = errors.New("the bundle became shorter")
 
 // send breaks the connection off where the bundle turns out to be shorter than it was.
 func send(conn net.Conn, r request, bundle io.Reader) error {
@@ -115,7 +116,7 @@ func send(conn net.Conn, r request, bundle io.Reader) error {
 	n, err := io.Copy(conn, bundle)
 	if err == nil && n < r.Size {
 		conn.Close()
-		err = fmt.Errorf("the bundle ended after %d of %d bytes", n, r.Size)
+		err = fmt.Errorf("%w: it ended after %d of %d bytes", errShort, n, r.Size)
 	}
 	return err
 }
