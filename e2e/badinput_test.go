@@ -53,7 +53,7 @@ func TestBadInput(t *testing.T) {
 		}
 	}
 	cmd := f.command("status")
-	cmd.Env = append(cmd.Env, "SECRETS_PASS=wrong")
+	cmd.Env = append(cmd.Env, "SECRETS_PASS=wrong", "NIX_INFRA_CREDS=")
 	if out, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "password") {
 		t.Errorf("a wrong password: %v, %s", err, out)
 	}

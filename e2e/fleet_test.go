@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nix-infra/nix-infra/cli/vault"
 	"github.com/nix-infra/nix-infra/e2e/lab"
 	"github.com/nix-infra/nix-infra/e2e/testos"
 )
@@ -27,6 +28,7 @@ var programs struct {
 	crash string // an agent that kills itself at a step (e2e/crashagent)
 	next  string // the agent again, with version "next"
 	evil  string // a broker that was broken into (e2e/evilbroker)
+	hub   string // a NATS and an etcd for several controllers (e2e/hub)
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -50,6 +52,7 @@ func run(m *testing.M) int {
 	programs.crash = filepath.Join(dir, "crash-agent")
 	programs.next = filepath.Join(dir, "next-agent")
 	programs.evil = filepath.Join(dir, "evilbroker")
+	programs.hub = filepath.Join(dir, "hub")
 	for _, b := range []struct{ out, pkg, version string }{
 		{filepath.Join(dir, "nix-infra"), "cli/nix-infra", "under-test"},
 		{filepath.Join(dir, "nix-infra-agent"), "agent/nix-infra-agent", "under-test"},
@@ -57,6 +60,7 @@ func run(m *testing.M) int {
 		{programs.crash, "e2e/crashagent", "under-test"},
 		{programs.next, "agent/nix-infra-agent", "next"},
 		{programs.evil, "e2e/evilbroker", "under-test"},
+		{programs.hub, "e2e/hub", "under-test"},
 	} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/nix-infra/nix-infra/protocol.build="+b.version, "-o", b.out, "../"+b.pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -68,12 +72,16 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
+// password opens the project's private keys.
+const password = "correct horse"
+
 // fleet is a lab with a controller and enrolled nodes, and the project folder that they belong to.
 type fleet struct {
 	t       *testing.T
 	ctx     context.Context
 	lab     *lab.Lab
 	project string
+	creds   string // file of the admin's credentials, "": the CLI opens the project's own
 	ctl     *lab.Node
 	nodes   map[string]*lab.Node
 }
@@ -83,6 +91,7 @@ func newFleet(t *testing.T, names ...string) *fleet {
 	t.Helper()
 	f := newLab(t, names...)
 	f.must("init", "--fleet", "lab", "--controller", "tls://"+f.ctl.IP+":4222", "--controller", "wss://"+f.ctl.IP+":443", "--nixos-version", testos.DefaultVersion, "--batch")
+	f.openCredentials()
 	f.must("enroll", "ctl", "--controller", "--ssh", "root@"+f.ctl.IP, "--ssh-key", f.lab.SSHKey(), "--batch")
 	for _, n := range names {
 		f.enroll(n)
@@ -135,7 +144,7 @@ func (f *fleet) dump() {
 	defer cancel()
 	for _, n := range f.lab.Nodes() {
 		unit := "nix-infra-agent.service"
-		if n.Name == "ctl" {
+		if n.Name == "ctl" || n.Name == "c2" || n.Name == "c3" {
 			unit = "nix-infra-controller.service"
 		}
 		out, err := n.Exec(ctx, "journalctl", "--no-pager", "-n", "150", "-o", "short-precise", "-u", unit, "-u", "nix-infra-activate-*", "-u", "nix-infra-revert-*")
@@ -146,6 +155,39 @@ func (f *fleet) dump() {
 func (f *fleet) enroll(name string, more ...string) {
 	f.t.Helper()
 	f.must(append([]string{"enroll", name, "--ssh", "root@" + f.lab.Node(name).IP, "--ssh-key", f.lab.SSHKey(), "--batch"}, more...)...)
+}
+
+// join boots one more machine and enrols it.
+func (f *fleet) join(name string, more ...string) *lab.Node {
+	f.t.Helper()
+	nodes, err := f.lab.Start(f.ctx, name)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.nodes[name] = nodes[0]
+	f.enroll(name, more...)
+	return nodes[0]
+}
+
+// openCredentials lets the CLI speak as the project's admin without asking the vault, whose password is made to take its
+// time: a test asks a hundred times.
+func (f *fleet) openCredentials() {
+	f.t.Helper()
+	f.creds = filepath.Join(f.t.TempDir(), "admin.creds")
+	if err := os.WriteFile(f.creds, f.secret("admin"), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// secret is an entry of the project's vault.
+func (f *fleet) secret(entry string) []byte {
+	f.t.Helper()
+	v := vault.New(filepath.Join(f.project, "nix-infra", "keys"), func() (string, error) { return password, nil })
+	data, err := v.Get(entry)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return data
 }
 
 // result is how a run of the CLI ended.
@@ -161,7 +203,7 @@ func (r result) String() string {
 // command is the CLI on the operator's side, not started yet.
 func (f *fleet) command(args ...string) *exec.Cmd {
 	cmd := f.lab.Command(f.ctx, append([]string{filepath.Join(programs.dir, "nix-infra"), "-d", f.project}, args...)...)
-	cmd.Env = append(os.Environ(), "SECRETS_PASS=correct horse", "HOME="+f.project, "NO_COLOR=1")
+	cmd.Env = append(os.Environ(), "SECRETS_PASS="+password, "HOME="+f.project, "NO_COLOR=1", "NIX_INFRA_CREDS="+f.creds)
 	return cmd
 }
 

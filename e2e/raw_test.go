@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 
-	"github.com/nix-infra/nix-infra/cli/vault"
 	"github.com/nix-infra/nix-infra/e2e/lab"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/connect"
@@ -112,11 +110,7 @@ const (
 // keys are the fleet's keys, from the project's vault.
 func (f *fleet) keys() *protocol.FleetKeys {
 	f.t.Helper()
-	v := vault.New(filepath.Join(f.project, "nix-infra", "keys"), func() (string, error) { return "correct horse", nil })
-	data, err := v.Get("fleet")
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	data := f.secret("fleet")
 	var k protocol.FleetKeys
 	if err := json.Unmarshal(data, &k); err != nil {
 		f.t.Fatal(err)
