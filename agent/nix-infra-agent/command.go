@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/coreos/go-systemd/v22/journal"
@@ -32,7 +33,8 @@ func command(in io.Reader, out, errs io.Writer) *cobra.Command {
 		Short: "Brings this machine to the state that its operator signed, and proves it or goes back",
 		Long: "Brings this machine to the state that its operator signed, and proves it or goes back.\n\n" +
 			"Without a command it runs as a service does. To make a machine a node:\n" +
-			"request, have the operator answer, load, start.",
+			"request, have the operator answer, load, start. When no controller can be reached:\n" +
+			"status, rollback, apply.",
 		Example: `  nix-infra-agent request --name web-1 --out request.json
   nix-infra-agent load answer.json
   systemctl start nix-infra-agent
@@ -43,7 +45,7 @@ func command(in io.Reader, out, errs io.Writer) *cobra.Command {
 		RunE:          run.RunE,
 	}
 	root.PersistentFlags().StringVar(&dir, "dir", agent.DefaultDir, "folder of the node's identity and state")
-	root.AddCommand(run, requestCommand(&dir), loadCommand(&dir), statusCommand(&dir), versionCommand())
+	root.AddCommand(run, requestCommand(&dir), loadCommand(&dir), statusCommand(&dir), applyCommand(&dir), rollbackCommand(&dir), versionCommand())
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errs)
@@ -178,7 +180,7 @@ func statusCommand(dir *string) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Show who this machine is and where its last deployment stands; needs no network",
+		Short: "Show who this machine is, where its last deployment stands and what it can go back to; needs no network",
 		Example: `  nix-infra-agent status
   nix-infra-agent status --json`,
 		Args: cobra.NoArgs,
@@ -208,8 +210,32 @@ func printStatus(out io.Writer, s *agent.Status) error {
 	if s.Deploy.Reason != "" {
 		deploy += ": " + s.Deploy.Reason
 	}
-	_, err := fmt.Fprintf(out, "node         %s\noperator     %s\ncontrollers  %s\nagent runs   %s\ndeployment   %s\n",
-		s.Node, s.Operator, strings.Join(s.Controllers, " "), running, deploy)
+	var b strings.Builder
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-12s %s\n", name, printable(fmt.Sprintf(format, args...)))
+	}
+	line("node", "%s", s.Node)
+	line("operator", "%s", s.Operator)
+	line("controllers", "%s", strings.Join(s.Controllers, " "))
+	line("agent runs", "%s", running)
+	line("deployment", "%s", deploy)
+	if s.Closure != "" {
+		line("runs", "%s", s.Closure)
+		if s.Booted != s.Closure {
+			line("booted", "%s", s.Booted)
+		}
+		line("boots next", "%s (generation %d)", s.Profile, s.Generation)
+	}
+	if s.Drift != "" {
+		line("drift", "%s", s.Drift)
+	}
+	for _, q := range s.Quarantine {
+		line("quarantine", "%s: rolled back from in deployment %s: %s", q.Closure, q.Deployment, q.Reason)
+	}
+	for _, c := range s.History {
+		line("confirmed", "%s  %s  %s  %s", c.Time.Format(time.RFC3339), c.Deployment, c.Mode, c.Closure)
+	}
+	_, err := io.WriteString(out, b.String())
 	return err
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -16,6 +17,10 @@ func main() {
 	defer stop()
 	if err := command(os.Stdin, os.Stdout, os.Stderr).ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "nix-infra-agent: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+		var e *exitError
+		if errors.As(err, &e) {
+			os.Exit(e.status)
+		}
 		os.Exit(1)
 	}
 }
