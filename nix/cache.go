@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"strings"
@@ -34,25 +35,38 @@ func Substitute(ctx context.Context, r SubstituteRequest) error {
 			return err
 		}
 	}
-	unsigned := false
+	var unsigned, missing bool
 	log := func(line string) {
 		unsigned = unsigned || saysUnsigned(line)
+		missing = missing || saysMissing(line)
 		if r.Log != nil {
 			r.Log(line)
 		}
 	}
-	err := job{what: "fetching the closure", program: "nix-store", args: substituteArgs(r), log: log}.run(ctx)
+	err := job{what: "fetching the closure", program: "nix-store", args: substituteArgs(r), log: log, out: io.Discard}.run(ctx)
 	var failed *RunError
-	if unsigned && errors.As(err, &failed) {
+	switch {
+	case !errors.As(err, &failed):
+		return err
+	case unsigned:
 		return fmt.Errorf("a binary cache has the closure, or a part of it, without a signature of the deployment's keys (%s): %w",
 			strings.Join(keyNames(r.Keys), ", "), err)
+	case missing && len(r.Caches) == 0:
+		return fmt.Errorf("the closure is not in the store, and the deployment names no binary cache: %w", err)
+	case missing:
+		return fmt.Errorf("no binary cache that can be reached has the closure, or a part of it: %w", err)
 	}
 	return err
 }
 
-// saysUnsigned knows libstore's words for a path whose signatures are missing or wrong.
+// saysUnsigned knows libstore's words for a path whose signatures are missing or wrong, saysMissing those for one that
+// no cache has: the errors that it ends with say neither.
 func saysUnsigned(line string) bool {
 	return strings.Contains(line, "not signed by any of the keys") || strings.Contains(line, "lacks a signature by a trusted key")
+}
+
+func saysMissing(line string) bool {
+	return strings.Contains(line, "don't know how to build these paths") || strings.Contains(line, "no substituter that can build it")
 }
 
 func substituteArgs(r SubstituteRequest) []string {

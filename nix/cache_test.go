@@ -56,7 +56,9 @@ func TestSubstituteFails(t *testing.T) {
 	request := SubstituteRequest{Path: closure, Caches: []string{"http://a"}, Keys: []string{key}}
 	missing := `echo "error: path '` + closure + `' is required, but there is no substituter that can build it" >&2; exit 1`
 	for name, c := range map[string]struct{ script, want string }{
-		"missing":  {missing, "fetching the closure failed: path '" + closure + "' is required"},
+		"missing":  {missing, "no binary cache that can be reached has the closure, or a part of it: fetching the closure failed: path '" + closure + "' is required"},
+		"as 2.26":  {`printf "don't know how to build these paths:\n  x\nerror: build of 'x' failed\n" >&2; exit 1`, "no binary cache that can be reached has the closure"},
+		"else":     {`echo "error: database is locked" >&2; exit 1`, "fetching the closure failed: database is locked"},
 		"unsigned": {`echo "warning: ignoring substitute for 'x' from 'http://a', as it's not signed by any of the keys in 'trusted-public-keys'" >&2; ` + missing, "without a signature of the deployment's keys (fleet-1)"},
 		"long log": {`echo "error: cannot add path 'x' because it lacks a signature by a trusted key" >&2; yes | head -n 500 >&2; ` + missing, "without a signature of the deployment's keys"},
 		"full":     {`echo "error: writing to file: No space left on device" >&2; exit 1`, "disk is full"},
@@ -69,6 +71,10 @@ func TestSubstituteFails(t *testing.T) {
 				t.Errorf("got %v, want one line with %q", err, c.want)
 			}
 		})
+	}
+	fake(t, "nix-store", missing)
+	if err := Substitute(t.Context(), SubstituteRequest{Path: closure}); err == nil || !strings.Contains(err.Error(), "names no binary cache") {
+		t.Errorf("got %v", err)
 	}
 	fake(t, "nix-store", `echo called >&2; exit 1`)
 	for _, bad := range []SubstituteRequest{
