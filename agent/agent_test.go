@@ -38,6 +38,7 @@ type host struct {
 	acted       []string
 	generations []nix.Generation // of the profile, the newest first
 	collecting  chan struct{}    // where there is one, collecting garbage waits for it
+	exit        int              // status with which switch-to-configuration ends
 }
 
 func (h *host) did(what string) {
@@ -108,7 +109,9 @@ func (h *host) Arm(context.Context, reconcile.Revert) error                 { h.
 func (h *host) Disarm(context.Context, reconcile.Revert) (bool, error)      { return false, nil }
 func (h *host) Run(_ context.Context, j reconcile.Job) (reconcile.Outcome, error) {
 	h.did("run " + j.Unit)
-	return reconcile.Outcome{Found: true}, nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return reconcile.Outcome{Found: true, Exit: h.exit}, nil
 }
 func (h *host) Journal(context.Context, string, int) (string, error) { return "", nil }
 func (h *host) Renew(context.Context) (bool, error)                  { return false, nil }

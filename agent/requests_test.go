@@ -78,12 +78,23 @@ func TestGenerationsAndGarbage(t *testing.T) {
 		t.Errorf("did %s", acted)
 	}
 
+	// Where the menu can't be written, it goes on offering them: nothing is deleted.
+	r.host.mu.Lock()
+	r.host.exit = 1
+	r.host.mu.Unlock()
+	if reply := ask(t, f, ann, "ann", protocol.CollectGarbage, protocol.GarbageRequest{}); reply.Refused == nil || !strings.Contains(reply.Refused.Reason, "the boot menu still offers it") {
+		t.Errorf("without a boot menu: %+v", reply)
+	}
+	if acted := fmt.Sprint(r.host.taken()); acted != "[delete [7] run nix-infra-boot-menu.service]" {
+		t.Errorf("did %s", acted)
+	}
+
 	for _, payload := range []any{protocol.GarbageRequest{Keep: -1}, protocol.GarbageRequest{OlderThan: -1}, "all"} {
 		if reply := ask(t, f, ann, "ann", protocol.CollectGarbage, payload); reply.Refused == nil || reply.Refused.Code != protocol.Malformed {
 			t.Errorf("%v: %+v", payload, reply)
 		}
 	}
-	testfleet.Eventually(t, "the audit stream", func() bool { return len(s.audited(t)) == 12 })
+	testfleet.Eventually(t, "the audit stream", func() bool { return len(s.audited(t)) == 14 })
 	for i, a := range s.audited(t) {
 		if (i%2 == 0) != (a.Outcome == "") || i >= 2 && a.Action != protocol.CollectGarbage {
 			t.Errorf("record %d: %+v", i, a)
