@@ -185,7 +185,7 @@ func nextSerial(n *protocol.NodeState, mode protocol.Mode) uint64 {
 func (p *plan) explain(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, &protocol.Refusal{Code: protocol.Conflict}):
-		return fmt.Errorf("somebody else deployed at the same time, nothing was changed; run it again: %w", err)
+		return fmt.Errorf("the fleet changed meanwhile, nothing was deployed; run it again: %w", err)
 	case ctx.Err() != nil:
 		return fmt.Errorf("interrupted while the deployment was handed over; nix-infra deployment show %s tells whether it was", p.request.Deployment)
 	}
