@@ -284,3 +284,43 @@ func TestConnectCanBeInterrupted(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestFindDeployment(t *testing.T) {
+	f := fleettest.New(t)
+	f.Add("web1")
+	c := connect(t, f, "alice", protocol.Admin)
+	ids := []string{"20260101-a", "20260102-a", "20260102-b", "20260102-b-back"}
+	for i, id := range ids {
+		mode := protocol.Switch
+		if i == len(ids)-1 {
+			mode = protocol.Boot
+		}
+		doc, err := f.Signer("alice", protocol.Admin).Manifest(&protocol.Manifest{Version: protocol.Version, Node: "web1", Serial: uint64(i + 1), Deployment: id, Created: time.Now(), Mode: mode,
+			Attr: protocol.SystemAttr("web1"), Rollback: &protocol.Rollback{}, Timeout: 10, BuildTimeout: 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		digest := protocol.Digest(doc)
+		if _, err := c.Upload(t.Context(), map[string][]byte{digest: doc}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Deploy(t.Context(), protocol.DeployRequest{Deployment: id, Mode: mode, Items: []protocol.DeployItem{{Node: "web1", Serial: uint64(i + 1), Digest: digest}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for called, want := range map[string]string{
+		"20260102-a": "20260102-a", "20260101": "20260101-a", "20260102-b": "20260102-b", "20260102-b-": "20260102-b-back", client.Newest: "20260102-b",
+		"2026": "", "20260102": "", "": "", "x": "", "20260102-b-back-": "",
+	} {
+		d, err := c.FindDeployment(t.Context(), called, func(d *protocol.Deployment) bool { return d.Mode == protocol.Switch })
+		if want == "" && err == nil || want != "" && (err != nil || d.ID != want) {
+			t.Errorf("%q is %+v, %v; want %q", called, d, err, want)
+		}
+	}
+	if s, err := c.Summary(t.Context(), "20260102-a"); err != nil || s.ID != "20260102-a" || len(s.Nodes) != 0 {
+		t.Errorf("summary: %+v, %v", s, err)
+	}
+	if _, err := c.Summary(t.Context(), "20260102"); !errors.Is(err, &protocol.Refusal{Code: protocol.Unknown}) {
+		t.Errorf("a summary of no deployment: %v", err)
+	}
+}

@@ -209,8 +209,11 @@ func strategyText(s *protocol.Strategy) string {
 	var parts []string
 	amount := func(a protocol.Amount) bool { return a.Ceil(1_000_000) > 0 }
 	many := func(a protocol.Amount) string {
-		if a == "1" {
+		switch {
+		case a == "1":
 			return "1 node"
+		case strings.HasSuffix(string(a), "%"):
+			return string(a) + " of the nodes"
 		}
 		return string(a) + " nodes"
 	}

@@ -125,7 +125,7 @@ func TestDeployInWaves(t *testing.T) {
 	made[1].Script(fails)
 	r = s.run("deploy", "all", "--canary", "1", "--batch", "2")
 	if r.status != SomeFailed || !strings.Contains(r.out, ": 2 confirmed, 2 left-out, 1 rolled-back\n") ||
-		!strings.Contains(r.stderr, "1 node did not confirm: n2; the rollout stopped: 1 failed, 0 may; 2 nodes left out") {
+		!strings.Contains(r.stderr, "1 node did not confirm: n2; the rollout stopped: 1 failed, 0 may; 2 nodes left out: n4 n5") {
 		t.Errorf("status %d\n%s%s", r.status, r.out, r.stderr)
 	}
 	if r := s.run("deploy", "all", "--batch", "2", "--max-failures", "1"); r.status != SomeFailed || !strings.Contains(r.out, ": 4 confirmed, 1 rolled-back\n") {

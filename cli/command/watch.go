@@ -61,7 +61,8 @@ type follow struct {
 	beat    time.Time // its last one, by the controller's clock
 	beatAt  time.Time // when that was first seen here, zero: never
 	silence time.Duration
-	endedAt time.Time // when its end was first seen
+	saidEnd time.Time // when an event said that it ended
+	endedAt time.Time // when the controller did
 	result  protocol.NodeResult
 	settled bool // nothing more will become of it here
 	gone    bool // out of the fleet
@@ -180,8 +181,6 @@ func (a *app) watchRollout(ctx context.Context, s *session, id string, verbose b
 }
 
 func (w *watch) follow(ctx context.Context) error {
-	poll := time.NewTicker(pollEvery)
-	defer poll.Stop()
 	var nodesAt time.Time // not before that
 	onlineAt, answered := time.Now().Add(onlineEvery), time.Now()
 	for {
@@ -212,14 +211,8 @@ func (w *watch) follow(ctx context.Context) error {
 		if w.done(time.Now()) {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if !w.pause(ctx) {
 			return nil // run tells
-		case <-poll.C:
-		case <-w.hurry:
-			if !pause(ctx, pollSoonest) { // so that a thousand ends are not a thousand questions
-				return nil
-			}
 		}
 	}
 }
@@ -230,15 +223,36 @@ func refusal(err error) bool {
 	return errors.As(err, &r)
 }
 
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
+// pause waits until it is time to look again. False means that ctx has ended.
+func (w *watch) pause(ctx context.Context) bool {
+	every := pollEvery
+	if w.soon(time.Now()) {
+		every = pollSoonest
 	}
+	next := time.NewTimer(every)
+	defer next.Stop()
+	for hurry := w.hurry; ; hurry = nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-next.C:
+			return true
+		case <-hurry:
+			next.Reset(pollSoonest) // so that a thousand ends are not a thousand questions
+		}
+	}
+}
+
+// soon tells whether the controller is about to say more: somebody told that it ended, or all have.
+func (w *watch) soon(now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.nodes {
+		if !f.settled && now.Sub(f.saidEnd) < reportGrace {
+			return true
+		}
+	}
+	return w.summary.ID != "" && underway(&w.summary)+w.summary.Count[""] == 0
 }
 
 // askSummary asks how the rollout is, in numbers.
@@ -468,7 +482,7 @@ func (w *watch) fetchDetails(ctx context.Context) {
 	defer w.mu.Unlock()
 	for name, r := range d.Nodes {
 		if f := w.nodes[name]; f != nil && r.Report != nil {
-			f.result.Report = r.Report
+			f.result = r
 		}
 	}
 }

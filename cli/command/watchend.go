@@ -24,8 +24,8 @@ func (w *watch) tell() error {
 	w.over = true
 	r := &w.summary.Rollout
 	count := map[string]int{}
-	var failing, out []string
-	passed := map[string][]string{} // by why
+	var failing []string
+	passed, out := map[string][]string{}, map[string][]string{} // by why
 	for _, name := range slices.Sorted(maps.Keys(w.nodes)) {
 		f := w.nodes[name]
 		result := resultOf(w.id, name, f.result)
@@ -35,7 +35,7 @@ func (w *watch) tell() error {
 		case f.settled:
 		case !f.released() && r.State.Ended():
 			result.Outcome = leftOut
-			out = append(out, name)
+			out[result.Reason] = append(out[result.Reason], name)
 		case !f.released() && r.State == protocol.RolloutPaused:
 		default:
 			why := offline
@@ -64,12 +64,15 @@ func (w *watch) tell() error {
 	for _, why := range slices.Sorted(maps.Keys(passed)) {
 		says = append(says, fmt.Sprintf("%s: %s%s", why, some(passed[why]), w.later(until[why == offline])))
 	}
-	if text := w.stopped(len(out)); text != "" {
-		says = append(says, text)
-		failing = append(failing, out...)
+	stopped := w.stopped()
+	if stopped != "" {
+		says = append(says, stopped)
+	}
+	for _, why := range slices.Sorted(maps.Keys(out)) {
+		says = append(says, fmt.Sprintf("%s left out: %s%s", nodes(len(out[why])), some(out[why]), strings.TrimSuffix(" ("+why+")", " ()")))
 	}
 	switch text := strings.Join(says, "; "); {
-	case len(failing) > 0 || r.State == protocol.RolloutPaused:
+	case len(failing) > 0 || len(out) > 0 || stopped != "":
 		return &outcome{SomeFailed, errors.New(text)}
 	case text != "":
 		return &outcome{Unanswered, errors.New(text)}
@@ -81,25 +84,21 @@ const offline = "offline" // as controllers call it, too
 
 var until = map[bool]string{true: " (pending, until they come back)", false: " (pending)"}
 
-// stopped is what is said of a rollout that did not get to its end, and of the nodes that it left out.
-func (w *watch) stopped(out int) string {
+// stopped is what is said of a rollout that did not get to its end.
+func (w *watch) stopped() string {
 	r := &w.summary.Rollout
 	because := strings.TrimSuffix(": "+r.Reason, ": ")
-	left := ""
-	if out > 0 {
-		left = fmt.Sprintf("; %s left out", nodes(out))
-	}
 	switch r.State {
 	case protocol.RolloutPaused:
 		return fmt.Sprintf("the rollout is paused%s; nix-infra rollout resume %s goes on, nix-infra rollout abort %s ends it", because, w.id, w.id)
 	case protocol.RolloutStopped:
-		return "the rollout stopped" + because + left
+		return "the rollout stopped" + because
 	case protocol.RolloutAborted:
-		return "the rollout was aborted" + because + left
+		return "the rollout was aborted" + because
 	case protocol.RolloutRolledBack:
-		return "the rollout was taken back" + because + left
+		return "the rollout was taken back" + because
 	}
-	return strings.TrimPrefix(left, "; ")
+	return ""
 }
 
 // later is what is said of nodes that follow later; a dry run is not wanted of anybody later.

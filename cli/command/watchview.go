@@ -53,6 +53,7 @@ func (w *watch) event(node string, e protocol.Event) {
 	f.phase, f.heard, f.awaited = e.Phase, true, true
 	w.show(node)
 	if e.Phase.Ended() {
+		f.saidEnd = time.Now()
 		select {
 		case w.hurry <- struct{}{}:
 		default:
