@@ -4,8 +4,8 @@
 // Start here, then read phase.go (the legal moves), journal.go and history.go (what survives), deploy.go
 // (from a manifest to a closure), source.go (where that comes from), activate.go (from a closure to a
 // proof), revert.go (back), resume.go (after a restart), boot.go and reboot.go (the modes that need a boot) and
-// local.go (orders given on the node itself). host.go is what the engine asks of the machine, host_systemd.go
-// does it.
+// local.go (orders given on the node itself). dryrun.go only says what would change, garbage.go deletes what was.
+// host.go is what the engine asks of the machine, host_systemd.go and host_system.go do it.
 //
 // # Switch and test
 //
