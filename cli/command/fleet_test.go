@@ -94,6 +94,19 @@ func (w *watched) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// await returns once it was written.
+func (w *watched) await(text string) {
+	w.mu.Lock()
+	seen := make(chan struct{})
+	if strings.Contains(w.buf.String(), text) {
+		close(seen)
+	} else {
+		w.seen, w.want = seen, text
+	}
+	w.mu.Unlock()
+	<-seen
+}
+
 func (w *watched) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

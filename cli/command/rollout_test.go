@@ -45,12 +45,12 @@ func TestStrategyFlags(t *testing.T) {
 	}
 	for _, batch := range [][]string{{"--batch", "25%"}, {"--batch=25%"}, {"--batch", "--batch", "25%"}, {"--batch=25%", "--batch"}} {
 		got := deploy(append(batch, "all", "--canary", "1", "--order", "@db,@web", "--max-unavailable", "10%", "--max-failures", "2", "--on-failure", "pause",
-			"--soak", "1s", "--at", "+1h", "--window", "mon-fri 22:00-04:00 Europe/Stockholm", "--window", "sat,sun 0:00-24:00")...)
+			"--soak", "90s", "--at", "+1h", "--window", "mon-fri 22:00-04:00 Europe/Stockholm", "--window", "sat,sun 0:00-24:00")...)
 		if in := time.Until(got.At); in < 59*time.Minute || in > time.Hour {
 			t.Errorf("%v: at %v", batch, got.At)
 		}
 		got.At = time.Time{}
-		want := protocol.Strategy{Canary: "1", Batch: "25%", Order: []string{"db", "web"}, MaxUnavailable: "10%", MaxFailures: "2", OnFailure: protocol.PauseOnFailure, Soak: 1,
+		want := protocol.Strategy{Canary: "1", Batch: "25%", Order: []string{"db", "web"}, MaxUnavailable: "10%", MaxFailures: "2", OnFailure: protocol.PauseOnFailure, Soak: 90,
 			Windows: []protocol.Window{{Days: []time.Weekday{1, 2, 3, 4, 5}, From: 1320, To: 240, Zone: "Europe/Stockholm"}, {Days: []time.Weekday{6, 0}, To: 1440}}}
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%v: got %+v\nwant %+v", batch, got, want)
@@ -102,18 +102,22 @@ func TestStrategyFlags(t *testing.T) {
 func TestDeployInWaves(t *testing.T) {
 	s, f := newFleet(t)
 	made := nodesOf(f, 5)
-	shown, hold := &watched{seen: make(chan struct{}), want: "rollout running, wave 3 of 3 (2 nodes)\n"}, make(chan struct{})
+	shown, hold := &watched{}, make(chan struct{})
 	made[4].Script(fleettest.Script{Ends: func(*protocol.Manifest) protocol.Report {
 		<-hold
 		return protocol.Report{Phase: protocol.Confirmed}
 	}})
-	go func(seen chan struct{}) {
-		<-seen
+	go func() {
+		shown.await("rollout running, wave 1 of 3 (1 node): wave 1 is through and soaks, until ")
+		f.PassTime(10 * time.Minute)
+		shown.await("wave 2 is through and soaks, until ")
+		f.PassTime(10 * time.Minute)
+		shown.await("rollout running, wave 3 of 3 (2 nodes)\n")
 		close(hold)
-	}(shown.seen)
-	r := s.runContext(t.Context(), shown, "deploy", "all", "--canary", "1", "--batch", "2", "--soak", "1s")
+	}()
+	r := s.runContext(t.Context(), shown, "deploy", "all", "--canary", "1", "--batch", "2", "--soak", "10m")
 	out := r.out
-	for _, want := range []string{"n1: confirmed", "wave 1 is through and soaks, until ", "rollout running, wave 3 of 3 (2 nodes)", "rollout done", ": 5 confirmed\n"} {
+	for _, want := range []string{"n1: confirmed", "rollout done", ": 5 confirmed\n"} {
 		if r.status != OK || !strings.Contains(out, want) {
 			t.Errorf("status %d, no %q in:\n%s", r.status, want, out)
 		}
@@ -189,11 +193,11 @@ func TestPausedRollout(t *testing.T) {
 	if out := s.must("rollout", "resume", id[:len(id)-2]); !strings.Contains(out, "is running, wave 2 of 3 (1 node); still on the way: 1 node; 2 nodes got it, 1 are to come") {
 		t.Errorf("resume:\n%s", out)
 	}
-	out := &watched{seen: make(chan struct{}), want: "rollout running, wave 2 of 3"}
-	go func(seen chan struct{}) {
-		<-seen
+	out := &watched{}
+	go func() {
+		out.await("rollout running, wave 2 of 3")
 		close(hold)
-	}(out.seen)
+	}()
 	r = s.runContext(t.Context(), out, "rollout", "watch", "last")
 	if r.status != SomeFailed || !strings.Contains(r.out, ": 2 confirmed, 1 rolled-back\n") || strings.Contains(r.stderr, "paused") {
 		t.Errorf("after resuming: status %d\n%s%s", r.status, r.out, r.stderr)
@@ -338,10 +342,15 @@ func TestLock(t *testing.T) {
 func TestLockedOnTheWay(t *testing.T) {
 	s, f := newFleet(t)
 	nodesOf(f, 2)
-	s.must("deploy", "all", "--at", "+2s", "--detach")
+	s.must("deploy", "all", "--at", "+1h", "--detach")
 	s.must("node", "lock", "n2", "--reason", "x")
-	r := s.run("rollout", "watch")
-	if r.status != Unanswered || !strings.Contains(r.stderr, "locked: n2 (pending)") || !strings.Contains(r.out, ": 1 confirmed, 1 pending\n") || !strings.Contains(r.out, "rollout scheduled: waits for its time") {
+	out := &watched{}
+	go func() {
+		out.await("rollout scheduled: waits for its time, until ")
+		f.PassTime(time.Hour)
+	}()
+	r := s.runContext(t.Context(), out, "rollout", "watch")
+	if r.status != Unanswered || !strings.Contains(r.stderr, "locked: n2 (pending)") || !strings.Contains(r.out, ": 1 confirmed, 1 pending\n") {
 		t.Errorf("status %d\n%s%s", r.status, r.out, r.stderr)
 	}
 }
@@ -356,12 +365,12 @@ func TestNodeThatReturns(t *testing.T) {
 		<-hold
 		return protocol.Report{Phase: protocol.Confirmed}
 	}})
-	out := &watched{seen: make(chan struct{}), want: "n3: pending, offline"}
-	go func(seen chan struct{}) {
-		<-seen
+	out := &watched{}
+	go func() {
+		out.await("n3: pending, offline")
 		made[2].Return()
 		close(hold)
-	}(out.seen)
+	}()
 	if r := s.runContext(t.Context(), out, "deploy", "all"); r.status != OK || !strings.Contains(r.out, ": 3 confirmed\n") {
 		t.Errorf("status %d\n%s%s", r.status, r.out, r.stderr)
 	}

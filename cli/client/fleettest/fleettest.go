@@ -44,6 +44,7 @@ type Fleet struct {
 	through     map[string]time.Time // waves, by deployment and number
 	requests    []protocol.Action
 	uploads     int
+	ahead       time.Duration // of the controller's clock
 	deaf        bool
 }
 

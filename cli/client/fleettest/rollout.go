@@ -110,7 +110,7 @@ func (f *Fleet) advance(d *protocol.Deployment) {
 	if r.State.Ended() || r.State == protocol.RolloutPaused {
 		return
 	}
-	if wait := time.Until(d.Strategy.At); wait > 0 {
+	if d.Strategy.At.After(f.now()) {
 		f.wait(d, "waits for its time", d.Strategy.At)
 		return
 	}
@@ -137,9 +137,9 @@ func (f *Fleet) advance(d *protocol.Deployment) {
 		}
 		wave := fmt.Sprint(d.ID, " ", r.Wave)
 		if f.through[wave].IsZero() {
-			f.through[wave] = time.Now()
+			f.through[wave] = f.now()
 		}
-		if soaked := f.through[wave].Add(time.Duration(d.Strategy.Soak) * time.Second); time.Until(soaked) > 0 {
+		if soaked := f.through[wave].Add(time.Duration(d.Strategy.Soak) * time.Second); soaked.After(f.now()) {
 			f.wait(d, fmt.Sprintf("wave %d is through and soaks", r.Wave), soaked)
 			return
 		}
@@ -151,17 +151,25 @@ func (f *Fleet) advance(d *protocol.Deployment) {
 	}
 }
 
-// wait has a deployment go on at a time.
+// now is the controller's clock.
+func (f *Fleet) now() time.Time { return time.Now().Add(f.ahead) }
+
+// PassTime has the controller's clock go on, for what waits for its time.
+func (f *Fleet) PassTime(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ahead += d
+	for _, d := range f.deployments {
+		f.advance(d)
+	}
+}
+
+// wait has a deployment wait for PassTime.
 func (f *Fleet) wait(d *protocol.Deployment, reason string, until time.Time) {
 	if d.Rollout.State != protocol.RolloutRunning {
 		f.stand(d, protocol.RolloutScheduled, reason)
 	}
 	d.Rollout.Reason, d.Rollout.Next = reason, until.UTC()
-	time.AfterFunc(time.Until(until), func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.advance(d)
-	})
 }
 
 // fail does what the strategy says of too many failures.
