@@ -38,6 +38,7 @@ func (r *rig) squad(admin *person, names ...string) *squad {
 	for _, name := range names {
 		s.join(r.node(admin, name))
 	}
+	r.knows(admin, names...)
 	return s
 }
 

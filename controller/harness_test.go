@@ -246,7 +246,16 @@ func (r *rig) online(admin *person, names ...string) []*machineNode {
 		n.beat(r.t, protocol.Beat{Interval: 120})
 		nodes = append(nodes, n)
 	}
+	r.knows(admin, names...)
 	return nodes
+}
+
+// knows waits until the controller knows that nodes are online.
+func (r *rig) knows(viewer *person, names ...string) {
+	r.t.Helper()
+	for _, name := range names {
+		eventually(r.t, name+" is online", func() bool { return r.state(r.t, viewer, name).Online })
+	}
 }
 
 // show is a deployment with its nodes.

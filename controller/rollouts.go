@@ -196,7 +196,7 @@ func (r *rollouts) step(ctx context.Context, id string) (again bool, err error) 
 	return len(decision.Release) > len(batch), t.release(ctx, d, batch, now)
 }
 
-// inspect is a deployment with a rollout, and what its nodes do.
+// inspect is a deployment with a rollout, nil where there is none, and what its nodes do where that can still matter.
 func (t *term) inspect(id string) (d *deployment, c census, lacksBack bool) {
 	t.fleet.mu.RLock()
 	defer t.fleet.mu.RUnlock()
@@ -314,21 +314,12 @@ func (t *term) steer(ctx context.Context, order *protocol.Verified) (any, error)
 	}
 	t.changing.Lock()
 	defer t.changing.Unlock()
-	t.fleet.mu.RLock()
-	d := t.fleet.deployments[o.ID]
+	d, c, _ := t.inspect(o.ID)
 	if d == nil {
-		t.fleet.mu.RUnlock()
-		return nil, protocol.Refuse(protocol.Unknown, "deployment %s is not on record (any more)", o.ID)
+		return nil, protocol.Refuse(protocol.Unknown, "no rollout of deployment %s is on record (any more); a dry-activate has none", o.ID)
 	}
-	if d.rollout == nil {
-		t.fleet.mu.RUnlock()
-		return nil, protocol.Refuse(protocol.Conflict, "deployment %s is a dry-activate: everybody was let have it at once", o.ID)
-	}
-	now := time.Now()
 	was := *d.rollout
-	nodes := t.census(d, now).nodes
-	t.fleet.mu.RUnlock()
-	is, err := rollout.Steer(was, nodes, o.Verb, order.Sender.Name, now)
+	is, err := rollout.Steer(was, c.nodes, o.Verb, order.Sender.Name, time.Now())
 	if err != nil {
 		return nil, protocol.Refuse(protocol.Conflict, "%v", err)
 	}

@@ -136,12 +136,15 @@ func (t *term) summary(id string) (protocol.Deployment, rollout.Decision, bool) 
 		decision = rollout.Next(*d.rollout, c.nodes, now)
 		s.Rollout = t.status(d, decision)
 	}
-	s.Rollout.Waves = []int{}
+	last := 0
+	for i := range c.nodes {
+		last = max(last, c.nodes[i].Wave)
+	}
+	s.Rollout.Waves = make([]int, last)
 	for _, p := range d.parts {
-		for len(s.Rollout.Waves) < p.Wave {
-			s.Rollout.Waves = append(s.Rollout.Waves, 0)
+		if p.Wave > 0 {
+			s.Rollout.Waves[p.Wave-1]++
 		}
-		s.Rollout.Waves[p.Wave-1]++
 		if !p.held() {
 			s.Rollout.Released++
 		}
