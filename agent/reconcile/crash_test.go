@@ -32,7 +32,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		{built, protocol.Switch, []string{good, badUnit, lateUnit, hangs, cutNetwork, badBoot, dies}},
 		{built, protocol.Test, []string{good, badUnit}},
 		{substituted, protocol.Switch, []string{good, badUnit}},
-		{goneBackTo, protocol.Switch, []string{good, badUnit, cutNetwork, dies}},
+		{goneBackTo, protocol.Switch, []string{good, badUnit}},
 		{goneBackTo, protocol.Test, []string{good}},
 	} {
 		for _, content := range k.contents {
