@@ -162,6 +162,9 @@ func CheckCache(cache string) error {
 	if err != nil || !slices.Contains(cacheSchemes, u.Scheme) || len(cache) > maxCacheURL || strings.ContainsFunc(cache, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return fmt.Errorf("binary cache %.200q: use the URL of one, by %s", cache, strings.Join(cacheSchemes, ", "))
 	}
+	if u.Query().Has("trusted") {
+		return fmt.Errorf("binary cache %s asks to be trusted without signatures; leave \"trusted\" out of its URL", u.Redacted())
+	}
 	if _, secret := u.User.Password(); secret {
 		return fmt.Errorf("binary cache %s: a password in a URL is no secret; use netrc on the nodes", u.Redacted())
 	}
