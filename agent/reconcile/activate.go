@@ -225,7 +225,7 @@ func (e *Engine) settled(a *attempt, m *protocol.Manifest) (c *Confirmation, rea
 	if a.Mode != protocol.Test {
 		reason = e.show(a, made)
 	}
-	c = &Confirmation{Digest: digest}
+	c = &Confirmation{Digest: digest, Back: a.Rollback}
 	switch {
 	case made == nil || reason != "":
 	case a.Rollback:

@@ -22,7 +22,8 @@ type Confirmation struct {
 	Mode       protocol.Mode `json:"mode"`
 	Tree       string        `json:"tree,omitempty"` // see Engine.treeKey; "" where the node's source tree shows something else
 	Closure    string        `json:"closure"`
-	Before     string        `json:"before"` // closure that ran before
+	Before     string        `json:"before"`         // closure that ran before
+	Back       bool          `json:"back,omitempty"` // it was a rollback
 	Time       time.Time     `json:"time"`
 }
 
@@ -54,10 +55,25 @@ func (j *journal) newest(has func(Confirmation) bool) (Confirmation, bool) {
 	return Confirmation{}, false
 }
 
-// previous is where a rollback from a closure goes to that names nothing.
+// previous is where a rollback from a closure goes to that names nothing: what was proven before that closure was
+// deployed here, or else what ran then. Two rollbacks in a row so go back twice, and not forth again.
 func (j *journal) previous(running string) string {
-	c, _ := j.newest(func(c Confirmation) bool { return c.Closure != running })
-	return c.Closure
+	deployed := len(j.History)
+	for i, c := range slices.Backward(j.History) {
+		if c.Closure == running && c.Before != running && !c.Back {
+			deployed = i
+			break
+		}
+	}
+	for _, c := range slices.Backward(j.History[:deployed]) {
+		if c.Closure != running {
+			return c.Closure
+		}
+	}
+	if deployed < len(j.History) {
+		return j.History[deployed].Before
+	}
+	return ""
 }
 
 // inQuarantine are the closures in quarantine, the newest first, as many as a beat names.

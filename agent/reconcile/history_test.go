@@ -74,6 +74,37 @@ func TestHistoryIsBounded(t *testing.T) {
 	}
 }
 
+// A plain rollback goes back one step further each time, and never forth to what was left.
+func TestPreviousIsFurtherBack(t *testing.T) {
+	deploy := func(closure, before string) Confirmation { return Confirmation{Closure: closure, Before: before} }
+	back := func(closure, before string) Confirmation {
+		return Confirmation{Closure: closure, Before: before, Back: true}
+	}
+	for _, c := range []struct {
+		name    string
+		history []Confirmation
+		running string
+		want    string
+	}{
+		{"nothing", nil, "a", ""},
+		{"the first deploy", []Confirmation{deploy("a", "first")}, "a", "first"},
+		{"two deploys", []Confirmation{deploy("a", "first"), deploy("b", "a")}, "b", "a"},
+		{"after a rollback", []Confirmation{deploy("a", "first"), deploy("b", "a"), back("a", "b")}, "a", "first"},
+		{"a deploy after a rollback", []Confirmation{deploy("a", "first"), deploy("b", "a"), back("a", "b"), deploy("c", "a")}, "c", "a"},
+		{"and back from it", []Confirmation{deploy("a", "first"), deploy("b", "a"), back("a", "b"), deploy("c", "a"), back("a", "c")}, "a", "first"},
+		{"deployed again on purpose", []Confirmation{deploy("a", "first"), deploy("b", "a"), deploy("a", "b")}, "a", "b"},
+		{"a deploy that changed nothing", []Confirmation{deploy("a", "first"), deploy("b", "a"), deploy("b", "b")}, "b", "a"},
+		{"the same after a rollback", []Confirmation{deploy("a", "first"), deploy("b", "a"), back("a", "b"), deploy("a", "a")}, "a", "first"},
+		{"switched by hand", []Confirmation{deploy("a", "first"), deploy("b", "a")}, "hand", "b"},
+		{"only what ran already", []Confirmation{deploy("a", "a")}, "a", ""},
+	} {
+		j := journal{History: c.history}
+		if got := j.previous(c.running); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
 // links are the gc roots by name.
 func (r *rig) links() map[string]string {
 	all := map[string]string{}
