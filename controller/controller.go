@@ -3,7 +3,8 @@
 // desired state. It holds no key that could order anything.
 //
 // Start here, then read term.go (what the leading controller does), requests.go (people), serve.go
-// (nodes) and deploy.go.
+// (nodes), deploy.go (taking a deployment over), standing.go (how far its nodes are) and rollouts.go
+// (handing it to them; rollout/ decides).
 package controller
 
 import (

@@ -193,7 +193,7 @@ func (p *person) sendRaw(subject string, data []byte, id string) (protocol.Reply
 	if err := p.nc.PublishRequest(subject, reply, data); err != nil {
 		return protocol.Reply{}, err
 	}
-	m, err := sub.NextMsg(10 * time.Second)
+	m, err := sub.NextMsg(30 * time.Second)
 	if err != nil {
 		return protocol.Reply{}, err
 	}
@@ -281,7 +281,7 @@ func record(t testing.TB, name string, s *protocol.Signer) protocol.NodeRecord {
 
 // ask asks the controller and waits for the answer.
 func (n *machineNode) ask(what string, payload any) (protocol.Reply, error) {
-	m, err := n.nc.Request(protocol.UpSubject(n.name, what), protocol.Encode(payload), 5*time.Second)
+	m, err := n.nc.Request(protocol.UpSubject(n.name, what), protocol.Encode(payload), 30*time.Second)
 	if err != nil {
 		return protocol.Reply{}, err
 	}
