@@ -20,8 +20,8 @@ const (
 	reportGrace = 5 * time.Second  // between a node's last beat about a deployment and its report
 	patience    = 10 * time.Minute // with a controller that does not answer
 
-	resultsPerSecond = 1000 // nodes that are asked about in the middle of a rollout: their results
-	statesPerSecond  = 300  // and their states, which are larger
+	resultsPerSecond = 500 // nodes that are asked about in the middle of a rollout: their results; events tell meanwhile
+	statesPerSecond  = 300 // and their states, which are larger
 
 	keptLines  = 40 // of a node's build log, for when it fails
 	shownLines = 20
@@ -181,8 +181,9 @@ func (a *app) watchRollout(ctx context.Context, s *session, id string, verbose b
 }
 
 func (w *watch) follow(ctx context.Context) error {
-	var nodesAt time.Time // not before that
-	onlineAt, answered := time.Now().Add(onlineEvery), time.Now()
+	began := time.Now()
+	nodesAt := began.Add(time.Duration(len(w.nodes)) * time.Second / resultsPerSecond) // not before that: of those that are known nothing has become yet
+	onlineAt, answered := began.Add(onlineEvery), began
 	for {
 		switch err := w.askSummary(ctx); {
 		case err == nil:
