@@ -79,6 +79,7 @@ func TestLeaderFailover(t *testing.T) {
 	f := newLab(t, append(controllers[1:], nodes...)...)
 	hub := "tls://" + f.lab.HostIP() + ":4222"
 	f.must("init", "--fleet", "lab", "--controller", hub, "--nixos-version", testos.DefaultVersion)
+	f.openCredentials()
 	f.startHub()
 	config := fmt.Sprintf("broker: { external: [%s] }\netcd: { external: { endpoints: [http://%s:2379] } }\n", hub, f.lab.HostIP())
 	for _, c := range controllers {
