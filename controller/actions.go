@@ -25,7 +25,7 @@ func (t *term) listNodes(_ context.Context, order *protocol.Verified) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	names := t.fleet.names()
+	names := slices.DeleteFunc(t.fleet.names(), func(n string) bool { return !order.Sender.Covers(n) })
 	if len(page.Names) > 0 {
 		wanted := make(map[string]bool, len(page.Names))
 		for _, n := range page.Names {
@@ -90,7 +90,7 @@ func (t *term) listDeployments(_ context.Context, order *protocol.Verified) (any
 	}
 	list := protocol.DeploymentList{Deployments: []protocol.Deployment{}}
 	for _, id := range ids {
-		if len(page.Names) > 0 && !slices.Contains(page.Names, id) {
+		if len(page.Names) > 0 && !slices.Contains(page.Names, id) || !t.fleet.reaches(order.Sender, id) {
 			continue
 		}
 		if len(list.Deployments) == limit {
@@ -110,7 +110,7 @@ func (t *term) showDeployment(ctx context.Context, order *protocol.Verified) (an
 		return nil, err
 	}
 	d, decision, ok := t.summary(q.ID)
-	if !ok {
+	if !ok || !t.fleet.reaches(order.Sender, q.ID) {
 		return nil, protocol.Refuse(protocol.Unknown, "deployment %s is not on record (any more)", short(q.ID, 64))
 	}
 	entry := func(node string) (store.Entry, bool, error) { return t.c.store.Entry(ctx, d.ID, node) }
@@ -123,7 +123,8 @@ func (t *term) showDeployment(ctx context.Context, order *protocol.Verified) (an
 	}
 	d.Nodes = map[string]protocol.NodeResult{}
 	last, size := "", 0
-	for _, node := range t.fleet.nodesOf(q) {
+	nodes := slices.DeleteFunc(t.fleet.nodesOf(q), func(n string) bool { return !order.Sender.Covers(n) })
+	for _, node := range nodes {
 		if size > maxShownBytes {
 			d.Next = last
 			break
@@ -242,6 +243,9 @@ func (t *term) tagNode(ctx context.Context, order *protocol.Verified) (any, erro
 	if err != nil {
 		return nil, err
 	}
+	if err := order.Sender.Reach(r.Node); err != nil {
+		return nil, err
+	}
 	t.changing.Lock()
 	defer t.changing.Unlock()
 	record, ok := t.fleet.node(r.Node)
@@ -261,6 +265,9 @@ func (t *term) tagNode(ctx context.Context, order *protocol.Verified) (any, erro
 func (t *term) lockNode(ctx context.Context, order *protocol.Verified) (any, error) {
 	r, err := payload[protocol.LockRequest](order)
 	if err != nil {
+		return nil, err
+	}
+	if err := order.Sender.Reach(r.Node); err != nil {
 		return nil, err
 	}
 	t.changing.Lock()

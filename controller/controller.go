@@ -40,6 +40,7 @@ type Controller struct {
 	broker   *broker.Broker
 	store    *store.Store
 	lock     *os.File
+	accounts sync.Mutex // held while another account JWT is put in force
 
 	cancel  context.CancelFunc
 	current atomic.Pointer[term] // the last term
@@ -79,6 +80,9 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Controller, er
 	setup, cancelSetup := context.WithTimeout(ctx, startTimeout)
 	defer cancelSetup()
 	if c.store, err = store.Open(setup, cfg.store(), log); err != nil {
+		return nil, err
+	}
+	if err := c.startAccount(setup); err != nil {
 		return nil, err
 	}
 	if c.broker, err = broker.Start(setup, cfg.broker(), c.machine, log); err != nil {
@@ -137,6 +141,9 @@ func (c *Controller) warnOfLimits() {
 // run leads whenever it may, until ctx ends or something that it needs breaks.
 func (c *Controller) run(ctx context.Context) {
 	defer close(c.done)
+	following, stop := context.WithCancel(ctx)
+	var follows sync.WaitGroup
+	follows.Go(func() { c.followAccount(following) })
 	for ctx.Err() == nil && c.err == nil {
 		lead, err := c.store.Campaign(ctx, c.machine.Name)
 		if err == nil {
@@ -151,6 +158,8 @@ func (c *Controller) run(ctx context.Context) {
 			}
 		}
 	}
+	stop()
+	follows.Wait()
 	c.release()
 }
 

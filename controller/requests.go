@@ -31,6 +31,8 @@ func (t *term) actions() map[protocol.Action]func(context.Context, *protocol.Ver
 		protocol.SteerRollout:    t.steer,
 		protocol.ShowManifest:    t.showManifest,
 		protocol.ShowBlob:        t.showBlob,
+		protocol.PutAccount:      t.putAccount,
+		protocol.ShowAudit:       t.showAudit,
 	}
 }
 

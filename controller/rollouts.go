@@ -24,6 +24,10 @@ const (
 	retryRound = time.Second // after something could not be recorded
 )
 
+// maxStep is how many nodes are released before the planner, which looks at each node of the fleet, is asked again although
+// nothing happened. Where something did, it is asked before the next batch.
+const maxStep = 10 * store.MaxRelease
+
 // rollouts carries out the rollouts that have not ended. It looks at one when something happened that may matter to it, asks
 // the planner, remembers what that says, and releases, a batch at a time. All that it knows is in the fleet's record and
 // the beats, so that the next leader goes on from there.
@@ -153,8 +157,8 @@ func (r *rollouts) take() []string {
 	return ids
 }
 
-// step asks the planner about a rollout, remembers what it says, and releases a batch; again: there is more to release, and
-// the planner is to be asked again before that. An error is etcd's.
+// step asks the planner about a rollout, remembers what it says, and releases, a batch at a time; again: there may be more to
+// release, and the planner is to be asked again before that. An error is etcd's.
 func (r *rollouts) step(ctx context.Context, id string) (again bool, err error) {
 	t := r.t
 	t.changing.Lock()
@@ -176,8 +180,8 @@ func (r *rollouts) step(ctx context.Context, id string) (again bool, err error) 
 			r.due[id] = at
 		}
 	}
-	batch := decision.Release[:min(len(decision.Release), store.MaxRelease)]
-	if why := t.fleet.news(d, &was, &decision.Rollout, batch); why != "" {
+	release := decision.Release[:min(len(decision.Release), maxStep)]
+	if why := t.fleet.news(d, &was, &decision.Rollout, release); why != "" {
 		if err := t.audit.record(ctx, protocol.AuditRecord{Request: id, Action: protocol.SteerRollout, Outcome: "ok", Reason: short(why, 1000)}); err != nil {
 			// What can't be recorded is not done.
 			t.log.Error("a rollout waits", "deployment", id, "for", why, "error", err)
@@ -193,7 +197,22 @@ func (r *rollouts) step(ctx context.Context, id string) (again bool, err error) 
 	if decision.Rollout.State == protocol.RolloutRolledBack {
 		return false, r.takeBack(ctx, d)
 	}
-	return len(decision.Release) > len(batch), t.release(ctx, d, batch, now)
+	for batch := range slices.Chunk(release, store.MaxRelease) {
+		if r.touched(id) {
+			return true, nil // what was decided may not hold any more
+		}
+		if err := t.release(ctx, d, batch, now); err != nil {
+			return false, err
+		}
+	}
+	return len(decision.Release) > len(release), nil
+}
+
+// touched tells whether a rollout has to be looked at.
+func (r *rollouts) touched(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.dirty[id]
 }
 
 // inspect is a deployment with a rollout, nil where there is none, and what its nodes do where that can still matter.
@@ -254,9 +273,6 @@ func (t *term) remember(ctx context.Context, id string, r rollout.Rollout) error
 
 // release lets up to store.MaxRelease nodes have their part of a deployment, and tells them. t.changing is held.
 func (t *term) release(ctx context.Context, d *deployment, nodes []string, now time.Time) error {
-	if len(nodes) == 0 {
-		return nil
-	}
 	items := make(map[string]store.Entry, len(nodes))
 	t.fleet.mu.RLock()
 	for _, n := range nodes {
@@ -317,6 +333,11 @@ func (t *term) steer(ctx context.Context, order *protocol.Verified) (any, error)
 	d, c, _ := t.inspect(o.ID)
 	if d == nil {
 		return nil, protocol.Refuse(protocol.Unknown, "no rollout of deployment %s is on record (any more); a dry-activate has none", o.ID)
+	}
+	for _, node := range d.names {
+		if err := order.Sender.Reach(node); err != nil {
+			return nil, err
+		}
 	}
 	was := *d.rollout
 	is, err := rollout.Steer(was, c.nodes, o.Verb, order.Sender.Name, time.Now())

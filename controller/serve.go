@@ -91,7 +91,7 @@ func (t *term) beat(m *nats.Msg) {
 	t.alive.Beat(node, b)
 	wanted, has := t.fleet.wanted(node)
 	// 0 is an agent that does not say.
-	stale := b.Account != 0 && b.Account < t.account
+	stale := b.Account != 0 && b.Account < t.c.verifier.Issued()
 	if stale || (has && b.Serial < wanted.Serial) {
 		t.look(node, wanted, stale)
 	}

@@ -17,6 +17,9 @@ func (t *term) showManifest(ctx context.Context, order *protocol.Verified) (any,
 	if err != nil {
 		return nil, err
 	}
+	if err := order.Sender.Reach(q.Node); err != nil {
+		return nil, err
+	}
 	if !t.fleet.enrolled(q.Node) {
 		return nil, unknownNode(q.Node)
 	}
@@ -46,6 +49,9 @@ func (t *term) showManifest(ctx context.Context, order *protocol.Verified) (any,
 func (t *term) showBlob(ctx context.Context, order *protocol.Verified) (any, error) {
 	q, err := payload[protocol.BlobRequest](order)
 	if err != nil {
+		return nil, err
+	}
+	if err := order.Sender.Reach(q.Node); err != nil {
 		return nil, err
 	}
 	if !t.fleet.onRecord(q.Node, q.Manifest) {

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
 
 	"github.com/nix-infra/nix-infra/controller/broker"
@@ -49,7 +48,6 @@ type term struct {
 	uploads  *uploads
 	listings *broker.Cache[[]string]
 	decoder  *zstd.Decoder
-	account  int64 // Unix seconds at which the account JWT was issued
 	pace     pace
 	strange  limiter // log lines about messages that make no sense
 	unproven limiter // refused requests of nobody in particular
@@ -90,11 +88,9 @@ func (c *Controller) newTerm(ctx context.Context, lead *store.Term) (*term, erro
 }
 
 func (t *term) load(ctx context.Context) (err error) {
-	claims, err := jwt.DecodeAccountClaims(t.c.verifier.Account())
-	if err != nil {
+	if err := t.keepAccount(ctx); err != nil {
 		return err
 	}
-	t.account = claims.IssuedAt
 	if t.decoder, err = zstd.NewReader(nil, zstd.WithDecoderMaxMemory(protocol.MaxFileSize), zstd.WithDecoderConcurrency(2)); err != nil {
 		return err
 	}

@@ -127,6 +127,27 @@ func accounts(fleet protocol.Public) (*server.MemAccResolver, string, error) {
 	return resolver, last, nil
 }
 
+// SetAccount has the embedded server go by another account JWT of the fleet, whose signature was verified: it ends the
+// connections of those who were revoked. An external broker is for those who run it: false.
+func (b *Broker) SetAccount(token string) (bool, error) {
+	if b.server == nil {
+		return false, nil
+	}
+	c, err := jwt.DecodeAccountClaims(token)
+	if err != nil {
+		return true, err
+	}
+	if err := b.server.AccountResolver().Store(c.Subject, token); err != nil {
+		return true, fmt.Errorf("the embedded broker does not take the account JWT: %w", err)
+	}
+	account, err := b.server.LookupAccount(c.Subject)
+	if err != nil {
+		return true, fmt.Errorf("the embedded broker does not know the fleet's account: %w", err)
+	}
+	b.server.UpdateAccountClaims(account, c)
+	return true, nil
+}
+
 // listenAddress splits host:port and tries it, because the server's own error comes too late and
 // does not name the setting. Port 0 is any free one.
 func listenAddress(setting, address string) (string, int, error) {

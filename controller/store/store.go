@@ -10,6 +10,7 @@
 //	/nix-infra/deployments/<id>             Deployment
 //	/nix-infra/deployments/<id>/nodes/<node>  Entry, held back or released
 //	/nix-infra/rollouts/<id>                rollout.Rollout: where the release of a deployment stands
+//	/nix-infra/account                      the newest account JWT, which says who was revoked
 //	/nix-infra/seen/<id>                    requests that must not run twice, under a lease until they expire
 //
 // Everybody may read; only the elected leader writes, through its Term, and each of its writes holds
@@ -46,6 +47,7 @@ const (
 	last        = root + "last/"
 	deployments = root + "deployments/"
 	rollouts    = root + "rollouts/"
+	account     = root + "account"
 	seen        = root + "seen/"
 )
 
