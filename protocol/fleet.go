@@ -68,7 +68,8 @@ type Public struct {
 }
 
 // Publish makes the public half. revoked maps public user keys to the time up to which their
-// JWTs are void.
+// JWTs are void: all that ever were revoked, since the newest account JWT is the only one that counts. Which one is the
+// newest is told by the second in which it was made, so that no two may be made in the same.
 func (k *FleetKeys) Publish(revoked map[string]time.Time) (*Public, error) {
 	operator, operatorPub, err := pairOf(k.Operator)
 	if err != nil {
@@ -126,8 +127,9 @@ func (k *FleetKeys) account(revoked map[string]time.Time) (*jwt.AccountClaims, e
 	return ac, nil
 }
 
-// Issue signs a user JWT: public key is called name and has role. expires may be zero: never.
-func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Time) (string, error) {
+// Issue signs a user JWT: public key is called name and has role. expires may be zero: never. With targets it reaches
+// only the nodes that they name; see ParseTargets.
+func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Time, targets ...string) (string, error) {
 	if err := CheckName(name); err != nil {
 		return "", err
 	}
@@ -137,6 +139,9 @@ func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Ti
 	seed, ok := k.Signing[r]
 	if !ok {
 		return "", fmt.Errorf("there is no role %q; the roles are %v", r, Roles)
+	}
+	if err := checkRestriction(r, targets); err != nil {
+		return "", err
 	}
 	signer, _, err := pairOf(seed)
 	if err != nil {
@@ -150,6 +155,9 @@ func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Ti
 	uc.Name = name
 	uc.IssuerAccount = account
 	uc.SetScoped(true)
+	for _, t := range targets {
+		uc.Tags.Add(targetTag + t)
+	}
 	if !expires.IsZero() {
 		uc.Expires = expires.Unix()
 	}
@@ -158,7 +166,7 @@ func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Ti
 
 // Credentials makes a new user with a key of its own, as a credentials file (the creds format of
 // nats-io/jwt). Only for people and programs on the operator's side: nodes make their own keys.
-func (k *FleetKeys) Credentials(name string, r Role, expires time.Time) ([]byte, error) {
+func (k *FleetKeys) Credentials(name string, r Role, expires time.Time, targets ...string) ([]byte, error) {
 	pair, err := nkeys.CreateUser()
 	if err != nil {
 		return nil, err
@@ -167,7 +175,7 @@ func (k *FleetKeys) Credentials(name string, r Role, expires time.Time) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	token, err := k.Issue(name, r, pub, expires)
+	token, err := k.Issue(name, r, pub, expires, targets...)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ const (
 	Replayed     Code = "replayed"      // seen before
 	Misaddressed Code = "misaddressed"  // for somebody else
 	OverRole     Code = "over-role"     // the sender's role does not reach
+	OffTarget    Code = "off-target"    // the sender's grant does not cover the node
 	Outdated     Code = "outdated"      // a serial lower than one that was seen
 	Unknown      Code = "unknown"       // no such action, node, deployment, …
 	Invalid      Code = "invalid"       // understood, and wrong

@@ -47,6 +47,14 @@ const (
 	CollectGarbage  Action = "gc"          // GarbageRequest; answered with a GarbageReport
 	OwnFiles        Action = "own-files"   // those of NodeFiles that the node has; answered with a FileList
 
+	ListUnits     Action = "units"       // UnitsQuery; answered with a UnitList
+	ShowUnit      Action = "unit"        // UnitQuery; answered with a UnitStatus
+	ReadJournal   Action = "logs"        // JournalQuery; answered with a JournalPart
+	FollowJournal Action = "logs-follow" // JournalQuery; answered with JournalParts, for as long as it is renewed
+	ReadStats     Action = "stats"       // StatsQuery; answered with Stats
+	ReadFiles     Action = "files"       // FilesQuery; answered with a FileAnswer
+	Stream        Action = "stream"      // StreamOrder about a request that is still answered
+
 	// Asked of the controller.
 	ListNodes       Action = "nodes"
 	ListDeployments Action = "deployments"
@@ -60,6 +68,8 @@ const (
 	SteerRollout    Action = "rollout"       // RolloutOrder; answered with the Deployment
 	ShowManifest    Action = "manifest-show" // ManifestRequest; answered with a ManifestReply
 	ShowBlob        Action = "blob-show"     // BlobRequest; answered with a BlobReply
+	PutAccount      Action = "account-put"   // AccountUpdate; answered with an AccountReply
+	ShowAudit       Action = "audit"         // AuditQuery; answered with an AuditPage
 )
 
 // leastRole is the one table of who may do what. An action without a row needs Admin.
@@ -79,10 +89,21 @@ var leastRole = map[Action]Role{
 	ListGenerations: Viewer,
 	CollectGarbage:  Deployer,
 	OwnFiles:        Deployer,
+	ListUnits:       Viewer,
+	ShowUnit:        Viewer,
+	ReadJournal:     Viewer,
+	FollowJournal:   Viewer,
+	ReadStats:       Viewer,
+	ReadFiles:       Viewer,
+	Stream:          Viewer,
 	LockNode:        Deployer,
 	SteerRollout:    Deployer,
 	ShowManifest:    Viewer,
 	ShowBlob:        Viewer,
+	PutAccount:      Admin,
+	// The record tells what everybody did and was refused, admins too. No work needs that: it is for those who answer
+	// for access, and a credentials file in a program's hands (a viewer's, most often) should not bring it along.
+	ShowAudit: Admin,
 }
 
 // LeastRole is the role that an action needs.

@@ -16,6 +16,9 @@ type Identity struct {
 	Role Role   `json:"role"`
 	Key  string `json:"key"` // public nkey
 
+	// Targets are the only nodes that it may reach, names and globs; none: all.
+	Targets []string `json:"targets,omitempty"`
+
 	expires int64 // Unix seconds, 0: never
 }
 
@@ -29,7 +32,7 @@ type Verified struct {
 // Expect is what a receiver demands of an order.
 type Expect struct {
 	Kind    Kind
-	Targets []string // the names that it answers to
+	Targets []string // the names that it answers to; the first is its own
 	Now     time.Time
 }
 
@@ -77,25 +80,34 @@ func (v *Verifier) SetAccount(token string) (changed bool, err error) {
 	if token == v.Account() {
 		return false, nil // it comes with every manifest
 	}
-	c, err := jwt.DecodeAccountClaims(token)
+	c, err := v.decodeAccount(token)
 	if err != nil {
-		return false, fmt.Errorf("not an account JWT: %w", err)
-	}
-	if c.Issuer != v.operator {
-		return false, fmt.Errorf("the account JWT was signed by %s, not by the pinned operator %s", c.Issuer, v.operator)
+		return false, err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.account != nil {
-		if c.Subject != v.account.Subject {
-			return false, fmt.Errorf("the account JWT is of account %s, this fleet's is %s", c.Subject, v.account.Subject)
-		}
-		if c.IssuedAt < v.account.IssuedAt {
-			return false, nil
-		}
+	if v.account != nil && c.IssuedAt < v.account.IssuedAt {
+		return false, nil
 	}
 	v.account, v.token, v.users = c, token, map[string]Identity{}
 	return true, nil
+}
+
+// decodeAccount reads an account JWT that the pinned operator signed, of this fleet's account.
+func (v *Verifier) decodeAccount(token string) (*jwt.AccountClaims, error) {
+	c, err := jwt.DecodeAccountClaims(token)
+	if err != nil {
+		return nil, fmt.Errorf("not an account JWT: %w", err)
+	}
+	if c.Issuer != v.operator {
+		return nil, fmt.Errorf("the account JWT was signed by %s, not by the pinned operator %s", c.Issuer, v.operator)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.account != nil && c.Subject != v.account.Subject {
+		return nil, fmt.Errorf("the account JWT is of account %s, this fleet's is %s", c.Subject, v.account.Subject)
+	}
+	return c, nil
 }
 
 // Identify proves who a user JWT is about.
@@ -141,7 +153,11 @@ func (v *Verifier) follow(token string) (Identity, error) {
 	if v.account.IsClaimRevoked(c) {
 		return Identity{}, Refuse(Revoked, "the credentials of %s were revoked", c.Name)
 	}
-	return Identity{Name: c.Name, Role: Role(s.Role), Key: c.Subject, expires: c.Expires}, nil
+	targets, err := targetsOf(c, Role(s.Role))
+	if err != nil {
+		return Identity{}, Refuse(Untrusted, "the user JWT's tags: %v", err)
+	}
+	return Identity{Name: c.Name, Role: Role(s.Role), Key: c.Subject, Targets: targets, expires: c.Expires}, nil
 }
 
 // Verify checks an order against what the receiver expects. The order of the checks is from what
@@ -173,6 +189,12 @@ func (v *Verifier) Verify(s *Signed, e Expect, seen Seen) (*Verified, Identity, 
 	}
 	if !id.Role.AtLeast(LeastRole(h.Action)) {
 		return nil, id, Refuse(OverRole, "%s is %s; %s needs %s", id.Name, id.Role, h.Action, LeastRole(h.Action))
+	}
+	// What is said to the controller may be about any node: it asks of each.
+	if own := e.Targets[0]; own != ControllerName {
+		if err := id.Reach(own); err != nil {
+			return nil, id, err
+		}
 	}
 	if err := h.checkTime(e.Now); err != nil {
 		return nil, id, err
