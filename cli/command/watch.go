@@ -443,9 +443,9 @@ func (w *watch) done(now time.Time) bool {
 		case f.settled && !f.failed():
 			succeeded++
 		case f.settled:
-		case f.released() || f.result.Note != "":
+		case f.released() || f.result.Note != "" && !f.result.Failed:
 			passed++
-		default:
+		default: // its turn is to come, or the rollout has yet to say what it means that it counts as failed
 			open++
 		}
 	}
