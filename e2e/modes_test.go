@@ -26,10 +26,13 @@ func TestModes(t *testing.T) {
 		}
 	}
 
-	f.write("nodes/n1.nix", service("only looked at", `units."extra.service".service = { Type = "exec"; ExecStart = "/bin/sleep infinity"; };`))
+	f.write("nodes/n1.nix", strings.Replace(service("only looked at", `units."extra.service".service = { Type = "exec"; ExecStart = "/bin/sleep infinity"; };
+  packages = [ (testos.run "app-1.2" "mkdir -p $out/bin; echo app >$out/bin/app") ];`), "{ ... }", "{ testos, ... }", 1))
 	r := f.must("deploy", "n1", "--mode", "dry-activate", "--timeout", "60s", "--batch")
-	if !strings.Contains(r.out, "would start the following units: ") || !strings.Contains(r.out, "extra.service") {
-		t.Errorf("a dry run does not say what would happen: %v", r)
+	for _, says := range []string{"restart hello.service", "start extra.service", "app"} {
+		if !strings.Contains(r.out, says) {
+			t.Errorf("a dry run does not say that it would %s: %v", says, r)
+		}
 	}
 	if s := f.status()["n1"]; s.Serial != 1 || s.State != "confirmed" || f.running(node) != old || f.bootDefault(node) != old {
 		t.Errorf("a dry run changed something: %+v", s)
