@@ -13,6 +13,8 @@ import (
 type Reply struct {
 	Version int             `json:"v"`
 	From    string          `json:"from"`
+	Part    int             `json:"part,omitempty"` // from 1; 0: it is the only one
+	More    bool            `json:"more,omitempty"` // further parts follow
 	Refused *Refusal        `json:"refused,omitempty"`
 	Body    json.RawMessage `json:"body,omitempty"`
 }
