@@ -3,8 +3,8 @@
 //
 // Start with Run, which puts the parts together: link (the connection), reconcile (deploying),
 // heartbeat (telling), query (answering), audit (the record), local (root on the machine itself).
-// requests.go is the table of what a node can be asked, generations.go answers what is about the systems that
-// it had, enrol.go is how a machine becomes a node.
+// requests.go is the table of what a node can be asked, questions.go has what viewers ask, generations.go answers
+// what is about the systems that it had, enrol.go is how a machine becomes a node.
 //
 // # The service
 //

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/agent/query"
+	"github.com/nix-infra/nix-infra/agent/query/journal"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -28,8 +29,14 @@ func (a *agent) answers() *query.Server {
 			protocol.ListGenerations: a.listGenerations,
 			protocol.CollectGarbage:  a.collectGarbage,
 			protocol.OwnFiles:        a.ownFiles,
+			protocol.ListUnits:       answered(a.listUnits),
+			protocol.ShowUnit:        answered(a.showUnit),
+			protocol.ReadJournal:     answered(journal.Reader{}.Read),
+			protocol.ReadStats:       answered(a.readStats),
+			protocol.ReadFiles:       answered(a.readFiles),
 		},
-		Limits: map[protocol.Action]time.Duration{protocol.CollectGarbage: garbageTime},
+		Streams: map[protocol.Action]query.Streamer{protocol.FollowJournal: a.followJournal},
+		Limits:  map[protocol.Action]time.Duration{protocol.CollectGarbage: garbageTime},
 	})
 }
 

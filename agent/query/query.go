@@ -1,9 +1,9 @@
 // Package query answers signed requests: it proves who asks, records it, runs the action's handler and
 // says what came of it, or why nothing did.
 //
-// Start with Server.Serve, which is the way of a request. seen.go is the memory against replays. What
-// a node can be asked is a table of handlers that the agent hands in; who may ask is protocol's table
-// of roles.
+// Start with Server.Serve, which is the way of a request. seen.go is the memory against replays, stream.go has the
+// answers that come in parts. What a node can be asked is a table of handlers that the agent hands in (those of
+// a viewer's questions are in the folders below this one); who may ask is protocol's table of roles.
 package query
 
 import (
@@ -36,9 +36,13 @@ type Options struct {
 	Audit    func(protocol.AuditRecord) error
 	Publish  func(subject string, data []byte) error
 	Handlers map[protocol.Action]Handler
+	Streams  map[protocol.Action]Streamer
 	Now      func() time.Time // nil: time.Now
 
-	Running int                               // handlers at the same time; 0: 8
+	Running    int           // handlers at the same time; 0: 8
+	Streaming  int           // streams at the same time; 0: 4
+	StreamLife time.Duration // of a stream that is not renewed; 0: protocol.StreamLifetime
+
 	Timeout time.Duration                     // of one handler; 0: 30 s
 	Limits  map[protocol.Action]time.Duration // in place of Timeout, of handlers that work for longer
 }
@@ -49,7 +53,9 @@ const unprovenPerSecond = 20
 // Server answers one node's requests.
 type Server struct {
 	o        Options
-	slots    chan struct{}
+	slots    chan struct{} // of handlers that run
+	lines    chan struct{} // of streams
+	underWay underWay
 	received atomic.Uint64
 
 	second  int64 // of the last request that nobody could be proven to have sent
@@ -68,7 +74,13 @@ func New(o Options) *Server {
 	if o.Timeout == 0 {
 		o.Timeout = 30 * time.Second
 	}
-	return &Server{o: o, slots: make(chan struct{}, o.Running)}
+	if o.Streaming == 0 {
+		o.Streaming = 4
+	}
+	if o.StreamLife == 0 {
+		o.StreamLife = protocol.StreamLifetime
+	}
+	return &Server{o: o, slots: make(chan struct{}, o.Running), lines: make(chan struct{}, o.Streaming), underWay: underWay{all: map[string]*answering{}}}
 }
 
 // Serve answers what comes until ctx ends and the handlers that run have ended.
@@ -85,7 +97,8 @@ func (s *Server) Serve(ctx context.Context, requests <-chan *nats.Msg) error {
 	}
 }
 
-// Received is how many requests have come, good and bad.
+// Received grows with each request that comes, good or bad, and with each part of a stream: while it stays, nobody
+// asks anything.
 func (s *Server) Received() uint64 { return s.received.Load() }
 
 // receive proves one request, one after the other, and starts its handler.
@@ -96,24 +109,37 @@ func (s *Server) receive(ctx context.Context, m *nats.Msg, running *sync.WaitGro
 		s.refuse(m, r, refusal)
 		return
 	}
+	if r.Action == protocol.Stream {
+		s.steer(r)
+		return
+	}
+	slots, run := s.slots, s.run
+	if r.streamer != nil {
+		slots, run = s.lines, s.stream
+	}
 	select {
-	case s.slots <- struct{}{}:
+	case slots <- struct{}{}:
 	default:
-		s.refuse(m, r, protocol.Refuse(protocol.Failed, "busy: %d requests are running on %s; ask again later", s.o.Running, s.o.Node))
+		s.refuse(m, r, protocol.Refuse(protocol.Failed, "busy: %d requests are running on %s; ask again later", cap(slots), s.o.Node))
 		return
 	}
 	running.Go(func() {
-		defer func() { <-s.slots }()
-		s.run(ctx, r)
+		defer func() { <-slots }()
+		run(ctx, r)
 	})
 }
 
 // request is what is known of a request: of an unproven one only what it claims.
 type request struct {
 	protocol.Header
-	sender  protocol.Identity // empty while unproven
-	payload []byte
-	handler Handler
+	sender   protocol.Identity // empty while unproven
+	payload  []byte
+	handler  Handler
+	streamer Streamer // in place of handler
+}
+
+func (r *request) verified() *protocol.Verified {
+	return &protocol.Verified{Header: r.Header, Sender: r.sender, Payload: r.payload}
 }
 
 // prove finds out whether a message is an order to this node that it may carry out.
@@ -140,7 +166,8 @@ func (s *Server) prove(m *nats.Msg) (*request, error) {
 		return r, err
 	}
 	r.Header, r.payload = order.Header, order.Payload
-	if r.handler = s.o.Handlers[r.Action]; r.handler == nil {
+	r.handler, r.streamer = s.o.Handlers[r.Action], s.o.Streams[r.Action]
+	if r.handler == nil && r.streamer == nil && r.Action != protocol.Stream {
 		return r, protocol.Refuse(protocol.Unknown, "%s can't be asked for %q; its agent is %s", s.o.Node, r.Action, protocol.Build())
 	}
 	if !r.question() {
@@ -170,6 +197,11 @@ func (s *Server) run(ctx context.Context, r *request) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	if r.question() {
+		var done func()
+		ctx, done = s.underWay.begin(ctx, r, 0)
+		defer done()
+	}
 	result, err := s.handle(ctx, r)
 	s.record(r, err, true) // a failure is logged there, and what was done is done
 	s.answer(r, result, err)
@@ -183,7 +215,7 @@ func (s *Server) handle(ctx context.Context, r *request) (result any, err error)
 			err = protocol.Refuse(protocol.Failed, "the agent has a fault in %s: %v", r.Action, p)
 		}
 	}()
-	return r.handler(ctx, &protocol.Verified{Header: r.Header, Sender: r.sender, Payload: r.payload})
+	return r.handler(ctx, r.verified())
 }
 
 // refuse records and answers a request that is not run. Those that nobody is proven to have sent are
@@ -199,6 +231,9 @@ func (s *Server) refuse(m *nats.Msg, r *request, err error) {
 		}
 	}
 	s.record(r, err, true) // a failure is logged there; nothing is run
+	if r.Target == protocol.Everyone && errors.Is(err, &protocol.Refusal{Code: protocol.OffTarget}) {
+		return // it was not meant for this node, and thousands may be in the same place
+	}
 	if r.sender.Name != "" && r.ID != "" {
 		s.answer(r, nil, err)
 	} else if protocol.OwnReply(s.o.Node, m.Reply) {
