@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -30,6 +31,8 @@ type served struct {
 	ran     []string
 	records []protocol.AuditRecord
 	block   chan struct{} // while not nil, handlers wait for it
+	streams *streamer
+	life    time.Duration // of a stream; 0: as ever
 
 	seen *Seen
 	stop func()
@@ -37,7 +40,7 @@ type served struct {
 
 func serve(t *testing.T) *served {
 	t.Helper()
-	s := &served{t: t, fleet: testfleet.New(t), path: filepath.Join(t.TempDir(), "seen.log")}
+	s := &served{t: t, fleet: testfleet.New(t), path: filepath.Join(t.TempDir(), "seen.log"), streams: newStreamer()}
 	s.nc = s.fleet.Connect(s.fleet.Enrol(node).Signer(), protocol.InboxPrefix(node))
 	s.start()
 	t.Cleanup(func() { s.stop() })
@@ -74,7 +77,9 @@ func (s *served) server(seen *Seen) *Server {
 		Running: 2,
 		Limits:  map[protocol.Action]time.Duration{protocol.CollectGarbage: time.Hour},
 		Handlers: map[protocol.Action]Handler{protocol.Ping: handler, protocol.Release: handler, protocol.CollectGarbage: left, protocol.OwnFiles: left,
-			protocol.Facts: func(context.Context, *protocol.Verified) (any, error) { panic("a fault") }},
+			protocol.Facts:       func(context.Context, *protocol.Verified) (any, error) { panic("a fault") },
+			protocol.ReadJournal: func(ctx context.Context, _ *protocol.Verified) (any, error) { <-ctx.Done(); return nil, ctx.Err() }},
+		Streams: map[protocol.Action]Streamer{protocol.FollowJournal: s.streams.run}, Streaming: 2, StreamLife: s.life,
 	})
 }
 
@@ -118,6 +123,13 @@ func (s *served) effects() (ran []string, records []protocol.AuditRecord) {
 	return ran, records
 }
 
+// running are the requests that handlers have begun with.
+func (s *served) running() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.ran)
+}
+
 // asker is a user with a raw connection.
 type asker struct {
 	t       *testing.T
@@ -125,10 +137,11 @@ type asker struct {
 	nc      *nats.Conn
 	replies chan *nats.Msg
 	name    string
+	kept    map[string][]protocol.Reply // by subject: what came while something else was waited for
 }
 
 func (s *served) asker(name string, role protocol.Role) *asker {
-	a := &asker{t: s.t, signer: s.fleet.User(name, role), replies: make(chan *nats.Msg, 64), name: name}
+	a := &asker{t: s.t, signer: s.fleet.User(name, role), replies: make(chan *nats.Msg, 64), name: name, kept: map[string][]protocol.Reply{}}
 	a.nc = s.fleet.Connect(a.signer, "")
 	if _, err := a.nc.ChanSubscribe("ni.*.reply."+name+".>", a.replies); err != nil {
 		s.t.Fatal(err)

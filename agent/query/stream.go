@@ -19,7 +19,7 @@ type Streamer func(ctx context.Context, r *protocol.Verified, send func(part any
 var errEnded = errors.New("its sender ended it")
 
 // errLapsed is why a stream ends that nobody renewed.
-var errLapsed = fmt.Errorf("nobody renewed it for %v", protocol.StreamLifetime)
+var errLapsed = errors.New("nobody renewed it in time")
 
 // underWay are the questions that are being answered, by id: what can be ended and, if they stream, renewed.
 type underWay struct {
