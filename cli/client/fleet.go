@@ -13,8 +13,8 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-// Each is called with every answer, once per node, from one goroutine. A refusal comes as err, and so
-// does an answer that can't be read.
+// Each is called with every answer, once per node or, where it comes in parts, once per part, from one goroutine. A
+// refusal comes as err, and so does an answer that can't be read.
 type Each func(node string, r *protocol.Reply, err error)
 
 // Broadcast signs one request to every node and hands the answers of the expected ones to each, as
@@ -25,111 +25,18 @@ func (c *Client) Broadcast(ctx context.Context, action protocol.Action, payload 
 		return nil, err
 	}
 	subject := protocol.RequestSubject(protocol.Everyone, action)
-	waiting := map[string]string{}
-	for _, node := range expect {
-		waiting[node] = id
-	}
-	return c.collect(ctx, collection{
-		replies: protocol.ReplySubject(c.config.Name, id, "*"), waiting: waiting, order: expect, subject: subject,
-		publish: func() error { return c.nc.Publish(subject, protocol.Encode(signed)) },
-	}, each)
-}
-
-// AskMany signs a request to each of some nodes and collects like Broadcast. It costs one signature a
-// node, and reaches nobody else.
-func (c *Client) AskMany(ctx context.Context, nodes []string, action protocol.Action, payload any, each Each) (silent []string, err error) {
-	if len(nodes) == 0 {
-		return nil, nil
-	}
-	waiting := map[string]string{}
-	messages := map[string][]byte{}
-	for _, node := range nodes {
-		signed, id, err := c.config.Signer.Request(action, node, payload, time.Now())
-		if err != nil {
-			return nil, err
-		}
-		waiting[node], messages[node] = id, protocol.Encode(signed)
-	}
-	ids := make(map[string]string, len(waiting)) // collect takes nodes out of waiting meanwhile
-	for node, id := range waiting {
-		ids[node] = id
-	}
-	return c.collect(ctx, collection{
-		replies: protocol.ReplySubject(c.config.Name, "*", "*"), waiting: waiting, order: nodes, subject: protocol.RequestSubject(nodes[0], action),
-		publish: func() error {
-			for node, message := range messages {
-				reply := protocol.ReplySubject(c.config.Name, ids[node], node)
-				if err := c.nc.PublishRequest(protocol.RequestSubject(node, action), reply, message); err != nil {
-					return err
-				}
+	said := false
+	collecting := &collection{
+		client: c, each: each, replies: protocol.ReplySubject(c.config.Name, id, "*"), denied: subject, order: expect,
+		ask: func(string) (string, error) {
+			if said {
+				return id, nil
 			}
-			return nil
+			said = true
+			return id, c.nc.Publish(subject, protocol.Encode(signed))
 		},
-	}, each)
-}
-
-// collection is what collect waits for.
-type collection struct {
-	replies string            // subject of all answers
-	waiting map[string]string // node → id of its request
-	order   []string
-	subject string // one that is published on: the broker denies all or none
-	publish func() error
-}
-
-// maxBuffered is how many answers may wait for each to be done with the ones before: two for each of
-// 10,000 nodes.
-const maxBuffered = 20_000
-
-func (c *Client) collect(ctx context.Context, what collection, each Each) ([]string, error) {
-	answers := make(chan *nats.Msg, maxBuffered)
-	sub, err := c.nc.ChanSubscribe(what.replies, answers)
-	if err != nil {
-		return nil, err
 	}
-	defer sub.Unsubscribe()
-	denied, done := c.listenDenied(what.subject)
-	defer done()
-	if err := what.publish(); err != nil {
-		return nil, err
-	}
-	gone := map[string]bool{} // the broker says that they are not connected
-	for len(what.waiting) > 0 {
-		select {
-		case m := <-answers:
-			c.take(m, what.waiting, gone, each)
-		case err := <-denied:
-			return nil, err
-		case <-ctx.Done():
-			return silent(what, gone), nil
-		}
-	}
-	return silent(what, gone), nil
-}
-
-func (c *Client) take(m *nats.Msg, waiting map[string]string, gone map[string]bool, each Each) {
-	node, ok := protocol.ReplySender(m.Subject)
-	id, asked := waiting[node]
-	if !ok || !asked || m.Subject != protocol.ReplySubject(c.config.Name, id, node) {
-		return // somebody who was not asked, or an answer to something else
-	}
-	delete(waiting, node)
-	if noResponders(m) {
-		gone[node] = true
-		return
-	}
-	r, err := parse(m.Data, node)
-	each(node, r, err)
-}
-
-func silent(what collection, gone map[string]bool) []string {
-	var names []string
-	for _, node := range what.order {
-		if _, still := what.waiting[node]; still || gone[node] {
-			names = append(names, node)
-		}
-	}
-	return names
+	return collecting.run(ctx)
 }
 
 // ListNodes lists all nodes, or only the named ones that exist, by name.
