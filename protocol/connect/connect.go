@@ -44,6 +44,8 @@ func (t To) Options() ([]nats.Option, error) {
 			func(nonce []byte) ([]byte, error) { return t.Signer.Key.Sign(nonce) },
 		),
 		nats.CustomInboxPrefix(t.InboxPrefix),
+		// Each synchronous subscription has the whole queue made, half a MiB by default; ours wait for a few answers.
+		nats.SyncQueueLen(1024),
 	}, nil
 }
 
