@@ -41,7 +41,7 @@ func main() {
 	profile := flag.String("cpuprofile", "", "write the CPU profile of the agents' process to this file")
 	flag.Parse()
 	// One heap for thousands of agents: real ones have one each, which is small and hardly ever collected.
-	debug.SetGCPercent(200)
+	debug.SetGCPercent(400)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, *n, *dir, *profile); err != nil {
