@@ -21,6 +21,8 @@ type Question struct {
 	// End has nodes that are still at work when ctx ends, or their time is over, told to stop. It is for questions:
 	// what changes something is not ended halfway.
 	End bool
+	// Gone is told, from the same goroutine as each, of a node that does not answer or broke off; it may be nil.
+	Gone func(node string)
 }
 
 // AskMany signs a request to each of some nodes and collects like Broadcast.
@@ -37,7 +39,7 @@ func (c *Client) Put(ctx context.Context, q Question, each Each) (silent []strin
 	}
 	collecting := &collection{
 		client: c, each: each, replies: protocol.ReplySubject(c.config.Name, "*", "*"), denied: protocol.RequestSubject(q.Nodes[0], q.Action),
-		order: q.Nodes, concurrency: q.Concurrency, patience: q.Patience,
+		order: q.Nodes, concurrency: q.Concurrency, patience: q.Patience, tell: q.Gone,
 		ask: func(node string) (string, error) { return c.publish(node, q.Action, q.Payload) },
 	}
 	if q.End {
@@ -72,6 +74,7 @@ type collection struct {
 	patience    time.Duration
 	ask         func(node string) (id string, err error)
 	end         func(node, id string) // nil: nothing is ended
+	tell        func(node string)     // of who is gone; nil: nobody is told
 
 	next    int                   // of order, who is asked next
 	waiting map[string]*answering // who was asked and is not done
@@ -185,6 +188,9 @@ func (w *collection) takeRenewed(node string, a *answering, m *nats.Msg) {
 func (w *collection) drop(node string) {
 	delete(w.waiting, node)
 	w.gone[node] = true
+	if w.tell != nil {
+		w.tell(node)
+	}
 }
 
 func (w *collection) lookAfter(now time.Time) {

@@ -14,6 +14,8 @@ type Node struct {
 	fleet  *Fleet
 	nc     *nats.Conn
 	script Script // under fleet.mu
+
+	streams underWay
 }
 
 // Script is what a node does.
@@ -26,6 +28,8 @@ type Script struct {
 	Lines []string
 	// Answers is what the node says to a request; nil: yes, and to a ping a Pong.
 	Answers func(o *protocol.Verified) (any, error)
+	// Streams is how it answers the actions that it has here, in parts.
+	Streams map[protocol.Action]Streams
 }
 
 // Script has the node do so from here on.
@@ -124,8 +128,15 @@ func (n *Node) serve(m *nats.Msg) {
 		return
 	}
 	var body any
-	switch answers := n.does().Answers; {
+	script := n.does()
+	if err == nil && script.Streams[o.Action] != nil {
+		go n.stream(o, script.Streams[o.Action])
+		return
+	}
+	switch answers := script.Answers; {
 	case err != nil:
+	case o.Action == protocol.Stream:
+		err = n.order(o.Payload)
 	case answers != nil:
 		body, err = answers(o)
 	case o.Action == protocol.Ping:

@@ -1,0 +1,181 @@
+package client_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nix-infra/nix-infra/cli/client"
+	"github.com/nix-infra/nix-infra/cli/client/fleettest"
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// counts sends so many numbers, and then waits for its end where that is wanted.
+func counts(n int, forever bool) map[protocol.Action]fleettest.Streams {
+	return map[protocol.Action]fleettest.Streams{protocol.FollowJournal: func(_ *protocol.Verified, send func(any), ended <-chan struct{}) error {
+		for i := range n {
+			send(i + 1)
+		}
+		if forever {
+			<-ended
+		}
+		return nil
+	}}
+}
+
+func TestAnswersInParts(t *testing.T) {
+	f := fleettest.New(t)
+	f.Add("web1").Script(fleettest.Script{Streams: counts(3, false)})
+	f.Add("web2").Script(fleettest.Script{Streams: map[protocol.Action]fleettest.Streams{protocol.FollowJournal: func(_ *protocol.Verified, send func(any), _ <-chan struct{}) error {
+		send(1)
+		return protocol.Refuse(protocol.Failed, "the disk is full")
+	}}})
+	c := connect(t, f, "alice", protocol.Viewer)
+	got := map[string]string{}
+	silent, err := c.Put(soon(t, 10*time.Second), client.Question{Nodes: []string{"web1", "web2"}, Action: protocol.FollowJournal}, func(node string, r *protocol.Reply, err error) {
+		if err != nil {
+			got[node] += "!" + err.Error()
+			return
+		}
+		got[node] += fmt.Sprintf("%d:%s ", r.Part, r.Body)
+	})
+	if err != nil || len(silent) != 0 || got["web1"] != "1:1 2:2 3:3 4: " || got["web2"] != "1:1 !the disk is full" {
+		t.Errorf("%v, %v, %v", got, silent, err)
+	}
+}
+
+func TestEndOfAQuestionIsHeard(t *testing.T) {
+	f := fleettest.New(t)
+	nodes := []*fleettest.Node{f.Add("web1"), f.Add("web2")}
+	for _, n := range nodes {
+		n.Script(fleettest.Script{Streams: counts(1, true)})
+	}
+	c := connect(t, f, "alice", protocol.Viewer)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	parts := 0
+	silent, err := c.Put(ctx, client.Question{Nodes: []string{"web1", "web2"}, Action: protocol.FollowJournal, End: true}, func(string, *protocol.Reply, error) {
+		if parts++; parts == 2 {
+			cancel()
+		}
+	})
+	if err != nil || len(silent) != 2 {
+		t.Errorf("%v, %v", silent, err)
+	}
+	for _, n := range nodes {
+		toldToEnd(t, n)
+	}
+}
+
+// toldToEnd waits until a node was told to end what it does.
+func toldToEnd(t *testing.T, n *fleettest.Node) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); len(n.Orders()) == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s was not told to end", n.Name)
+		}
+	}
+	if o := n.Orders(); len(o) != 1 || !o[0].End {
+		t.Errorf("%s: %+v", n.Name, o)
+	}
+}
+
+func TestPatienceAndConcurrency(t *testing.T) {
+	f := fleettest.New(t)
+	var at, most atomic.Int32
+	var names []string
+	for i := range 9 {
+		name := fmt.Sprintf("n%d", i)
+		names = append(names, name)
+		f.Add(name).Script(fleettest.Script{Answers: func(o *protocol.Verified) (any, error) {
+			now := at.Add(1)
+			defer at.Add(-1)
+			for m := most.Load(); now > m && !most.CompareAndSwap(m, now); m = most.Load() {
+			}
+			time.Sleep(5 * time.Millisecond)
+			return o.Target, nil
+		}})
+	}
+	hangs := f.Add("hangs")
+	hangs.Script(fleettest.Script{Streams: map[protocol.Action]fleettest.Streams{protocol.Ping: func(_ *protocol.Verified, _ func(any), ended <-chan struct{}) error { <-ended; return nil }}})
+	f.Register("away")
+	all := append([]string{"hangs", "away"}, names...)
+	var answered, gone []string
+	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t, 20*time.Second), client.Question{Nodes: all, Action: protocol.Ping, Concurrency: 3, Patience: 300 * time.Millisecond, End: true,
+		Gone: func(node string) { gone = append(gone, node) }},
+		func(node string, r *protocol.Reply, err error) {
+			var target string
+			if err != nil || json.Unmarshal(r.Body, &target) != nil || target != node {
+				t.Errorf("%s: %v, %v", node, r, err)
+			}
+			answered = append(answered, node)
+		})
+	slices.Sort(answered)
+	slices.Sort(gone)
+	if err != nil || fmt.Sprint(silent) != "[hangs away]" || fmt.Sprint(gone) != "[away hangs]" || !slices.Equal(answered, names) {
+		t.Errorf("answered %v, silent %v, gone %v, %v", answered, silent, gone, err)
+	}
+	if n := most.Load(); n > 3 {
+		t.Errorf("%d nodes were asked at the same time", n)
+	}
+	toldToEnd(t, hangs)
+
+	// Who was never asked, because the time was over, did not answer.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	silent, err = connect(t, f, "alice", protocol.Viewer).Put(ctx, client.Question{Nodes: names, Action: protocol.Ping, Concurrency: 1}, nil)
+	if err != nil || !slices.Equal(silent, names) {
+		t.Errorf("silent %v, %v", silent, err)
+	}
+}
+
+// TestBrokenStream: a node that knows nothing of its stream any more says so at the next renewal.
+func TestBrokenStream(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes as long as a renewal")
+	}
+	t.Parallel()
+	f := fleettest.New(t)
+	kept, forgets, leaves := f.Add("kept"), f.Add("forgets"), f.Add("leaves")
+	for _, n := range []*fleettest.Node{kept, forgets, leaves} {
+		n.Script(fleettest.Script{Streams: counts(1, true)})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c := connect(t, f, "alice", protocol.Viewer)
+	began := 0
+	var broke error
+	var gone []string
+	done := func() {
+		if broke != nil && len(gone) == 1 {
+			cancel()
+		}
+	}
+	time.AfterFunc(protocol.StreamLifetime, cancel)
+	silent, err := c.Put(ctx, client.Question{Nodes: []string{"kept", "forgets", "leaves"}, Action: protocol.FollowJournal, Gone: func(node string) { gone = append(gone, node); done() }},
+		func(node string, _ *protocol.Reply, err error) {
+			if err != nil {
+				broke = fmt.Errorf("%s: %w", node, err)
+				done()
+			}
+			if began++; began == 3 {
+				forgets.Forget()
+				leaves.Silence()
+			}
+		})
+	if err != nil || fmt.Sprint(silent) != "[kept leaves]" || fmt.Sprint(gone) != "[leaves]" {
+		t.Errorf("silent %v, gone %v, %v", silent, gone, err)
+	}
+	if !errors.Is(broke, &protocol.Refusal{Code: protocol.Unknown}) || !strings.HasPrefix(broke.Error(), "forgets: its answer broke off") {
+		t.Errorf("it broke off with %v", broke)
+	}
+	if o := kept.Orders(); len(o) == 0 || o[0].End {
+		t.Errorf("the stream that went on was renewed by %+v", o)
+	}
+}
