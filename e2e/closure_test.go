@@ -166,8 +166,12 @@ func TestClosureFromCache(t *testing.T) {
 	_, bad, _ := strings.Cut(lines[len(lines)-1], `"closure":"`)
 	bad, _, _ = strings.Cut(bad, `"`)
 	pid := f.mainPID(n2)
-	if r := deploy("n2", "--build=cache", bad); r.code != 1 || !strings.Contains(r.out+r.errOut, "n1") {
+	if r := deploy("n2", "--build=cache", bad); r.code != 1 || !strings.Contains(r.out+r.errOut, "quarantine") {
 		t.Errorf("%s is in quarantine on n1, and is deployed to n2: %v", bad, r)
 	}
-	f.untouched(n2, good, pid, f.latest())
+	id := f.latest()
+	if got := f.rollout(id); got.State != "stopped" || got.Released != 0 || got.Failures != 1 {
+		t.Errorf("%+v", got)
+	}
+	f.untouched(n2, good, pid, id)
 }
