@@ -107,9 +107,16 @@ func (a *app) nodeShowCommand() *cobra.Command {
 }
 
 func (a *app) showNode(d nodeDocument) {
+	eachFact(d, func(name, value string) {
+		a.out.Printf("%s %s\n", a.out.Paint(ui.Bold, fmt.Sprintf("%-14s", name)), ui.Clean(value))
+	})
+}
+
+// eachFact hands on all that is known of a node, for people.
+func eachFact(d nodeDocument, each func(name, value string)) {
 	row := func(name, value string) {
 		if value != "" {
-			a.out.Printf("%s %s\n", a.out.Paint(ui.Bold, fmt.Sprintf("%-14s", name)), ui.Clean(value))
+			each(name, value)
 		}
 	}
 	deployment := func(id string, serial uint64) string {
@@ -184,15 +191,39 @@ func (a *app) nodeRemoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Take a node out of the fleet",
-		Long: `Take a node out of the fleet: the controller forgets it, and it gets no further deployment.
-Nothing is changed on the machine, which goes on running what it has. Its credentials stay valid until
-access can be revoked: it may still connect, and is then ignored.`,
+		Long: `Take a node out of the fleet: its credentials are revoked, so that it can't connect any more, and the controller
+forgets it. Nothing is changed on the machine, which goes on running what it has. Enrolling it again brings it back, with
+the same keys or with new ones.`,
 		Example: `  nix-infra node remove web1`,
 		Args:    cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.order(c.Context(), protocol.RemoveNode, protocol.NameRequest{Name: args[0]}, args[0]+" is no longer in the fleet")
-		},
+		RunE:    func(c *cobra.Command, args []string) error { return a.removeNode(c.Context(), args[0]) },
 	}
+}
+
+// removeNode revokes first: a node that is revoked and still known can be removed by the same command once more, one
+// that is forgotten could not be named any more.
+func (a *app) removeNode(ctx context.Context, name string) error {
+	e, err := a.openEnrolment()
+	if err != nil {
+		return err
+	}
+	s, err := a.connectAs(ctx, e.me)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	n, err := s.Node(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := a.revoke(ctx, e, n.Key, grant{Name: name, Role: protocol.Node}); err != nil {
+		return err
+	}
+	if err := s.Controller(ctx, protocol.RemoveNode, protocol.NameRequest{Name: name}, nil); err != nil {
+		return err
+	}
+	a.say("%s is no longer in the fleet\n", name)
+	return nil
 }
 
 // order has the controller do something and says what is so from then on.
