@@ -46,7 +46,7 @@ func (f *Fleet) verified(data []byte, targets ...string) (*protocol.Verified, pr
 func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 	switch o.Action {
 	case protocol.ListNodes:
-		return f.listNodes(o.Payload)
+		return f.listNodes(o)
 	case protocol.PutNode:
 		r, err := protocol.Decode[protocol.NodeRecord](o.Payload)
 		if err != nil {
@@ -104,6 +104,10 @@ func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 		return f.showManifest(o.Payload)
 	case protocol.ShowBlob:
 		return f.showBlob(o.Payload)
+	case protocol.PutAccount:
+		return f.putAccount(o.Payload)
+	case protocol.ShowAudit:
+		return f.showAudit(o.Payload)
 	case protocol.ShowDeployment:
 		return f.showDeployment(o.Payload)
 	case protocol.ListDeployments:
@@ -115,15 +119,15 @@ func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 // pageSize is small, so that lists of a test have several pages.
 const pageSize = 3
 
-func (f *Fleet) listNodes(payload []byte) (any, error) {
-	page, err := protocol.Decode[protocol.Page](payload)
+func (f *Fleet) listNodes(o *protocol.Verified) (any, error) {
+	page, err := protocol.Decode[protocol.Page](o.Payload)
 	if err != nil {
 		return nil, err
 	}
 	var list protocol.NodeList
 	var names []string
 	for name := range f.records {
-		if name > page.After && (len(page.Names) == 0 || slices.Contains(page.Names, name)) {
+		if name > page.After && (len(page.Names) == 0 || slices.Contains(page.Names, name)) && o.Sender.Covers(name) {
 			names = append(names, name)
 		}
 	}

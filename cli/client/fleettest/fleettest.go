@@ -46,6 +46,9 @@ type Fleet struct {
 	uploads     int
 	ahead       time.Duration // of the controller's clock
 	deaf        bool
+	foreign     bool                    // the broker is somebody else's
+	written     []protocol.StoredRecord // the record
+	cut         uint64                  // how many of it are gone from its beginning
 }
 
 // New makes keys and a CA, for tests that need no project.
