@@ -140,6 +140,7 @@ func (a *app) secret(v *vault.Vault, entry string) ([]byte, error) {
 type identity struct {
 	protocol.Identity
 	signer  *protocol.Signer
+	issued  int64 // Unix seconds
 	expires int64 // Unix seconds, 0: never
 	project *project.Project
 	fleet   *fleet
@@ -171,7 +172,22 @@ func (a *app) identity() (*identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", from, err)
 	}
-	return &identity{Identity: who, signer: signer, expires: claims.Expires, project: p, fleet: f}, nil
+	return &identity{Identity: who, signer: signer, issued: claims.IssuedAt, expires: claims.Expires, project: p, fleet: f}, nil
+}
+
+// Credentials that end within a week are warned of, from the last quarter of their time on: those that were made for a
+// day end soon from the beginning, as whoever has them knows.
+const soon = 7 * 24 * time.Hour
+
+func (me *identity) endsSoon(now time.Time) bool {
+	left := time.Unix(me.expires, 0).Sub(now)
+	return me.expires != 0 && left < soon && left < time.Duration(me.expires-me.issued)*time.Second/4
+}
+
+func (a *app) warnOfExpiry(me *identity) {
+	if me.endsSoon(time.Now()) {
+		a.note("the credentials of %s end at %s; ask for new ones (nix-infra access add)", me.Name, time.Unix(me.expires, 0).UTC().Format(time.RFC3339))
+	}
 }
 
 func (a *app) credentials(p *project.Project) (contents []byte, from string, err error) {
@@ -208,6 +224,7 @@ func (a *app) connectAs(ctx context.Context, me *identity) (*session, error) {
 	if err := protocol.CheckControllers(urls); err != nil {
 		return nil, fmt.Errorf("controllers in the project's nix-infra.yaml: %w", err)
 	}
+	a.warnOfExpiry(me)
 	a.log.Debug("connecting", "controllers", urls, "user", me.Name, "role", me.Role)
 	c, err := client.Connect(ctx, client.Config{URLs: urls, CA: []byte(me.fleet.CA), Signer: me.signer, Name: me.Name})
 	if err != nil {

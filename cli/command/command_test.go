@@ -411,7 +411,8 @@ func TestDocumentsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, d := range []any{nodeDocument{}, recordDocument{}, deploymentStart{}, progressDocument{}, endDocument{}, resultDocument{}, deploymentDocument{},
-		pingDocument{}, stepDocument{}, enrolledDocument{}, toldDocument{}, identityDocument{}, versionDocument{}, protocol.Vitals{}} {
+		pingDocument{}, stepDocument{}, enrolledDocument{}, toldDocument{}, identityDocument{}, versionDocument{},
+		grantDocument{}, auditDocument{}, findingDocument{}, chainDocument{}, verifiedDocument{}, protocol.Vitals{}} {
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(d)) {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			if name != "" && !strings.Contains(string(docs), "`"+name+"`") && !strings.Contains(string(docs), `"`+name+`"`) {

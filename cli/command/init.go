@@ -248,6 +248,18 @@ func (a *app) initAdmin(v *vault.Vault, keys *protocol.FleetKeys, user string) e
 		if err != nil {
 			return err
 		}
+		_, claims, err := protocol.ParseCredentials(creds)
+		if err != nil {
+			return err
+		}
+		record, err := a.readAccess()
+		if err != nil {
+			return err
+		}
+		record.Grants = append(record.Grants, grant{Name: user, Role: protocol.Admin, Key: claims.Subject, By: user, At: time.Now().UTC().Truncate(time.Second)})
+		if err := a.writeAccess(record); err != nil {
+			return err
+		}
 		if err := v.Put(adminEntry, creds); err != nil {
 			return err
 		}
@@ -256,9 +268,13 @@ func (a *app) initAdmin(v *vault.Vault, keys *protocol.FleetKeys, user string) e
 	return nil
 }
 
-// initFleet writes the public half of the keys. One that belongs to other keys is not touched.
+// initFleet writes the public half of the keys, with all that was ever revoked. One that belongs to other keys is not touched.
 func (a *app) initFleet(keys *protocol.FleetKeys, ca *provision.CA) error {
-	public, err := keys.Publish(nil)
+	record, err := a.readAccess()
+	if err != nil {
+		return err
+	}
+	public, err := keys.Publish(record.revocations())
 	if err != nil {
 		return err
 	}
@@ -274,11 +290,7 @@ func (a *app) initFleet(keys *protocol.FleetKeys, ca *provision.CA) error {
 		a.told("public keys", path, true)
 		return nil
 	}
-	data, err := json.MarshalIndent(fleet{Version: protocol.Version, Public: *public, CA: string(ca.Public())}, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := atomicfile.Write(path, append(data, '\n'), 0o644); err != nil {
+	if err := a.writeFleet(public, ca); err != nil {
 		return err
 	}
 	a.told("public keys", path, false)
@@ -323,7 +335,7 @@ func (a *app) initSSHKey(name string) error {
 }
 
 // ignore keeps out of the repository what must not be seen. The keys are encrypted and may be in it.
-const ignore = ".env\nssh/\n*.log\n"
+const ignore = ".env\nssh/\n*.creds\n*.log\n"
 
 func (a *app) initIgnore() error {
 	path := filepath.Join(a.dir, ".gitignore")

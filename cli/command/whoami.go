@@ -14,6 +14,7 @@ type identityDocument struct {
 	Role        protocol.Role `json:"role"`
 	Key         string        `json:"key"`
 	Fleet       string        `json:"fleet"`
+	Targets     []string      `json:"targets"` // none: all nodes
 	Expires     *time.Time    `json:"expires"` // null: never
 	Controllers []string      `json:"controllers"`
 }
@@ -30,16 +31,20 @@ func (a *app) whoamiCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			d := identityDocument{Name: me.Name, Role: me.Role, Key: me.Key, Fleet: me.project.Settings.Fleet, Controllers: list(me.project.Settings.Controllers)}
-			until := "without end"
+			d := identityDocument{Name: me.Name, Role: me.Role, Key: me.Key, Targets: list(me.Targets), Fleet: me.project.Settings.Fleet, Controllers: list(me.project.Settings.Controllers)}
+			until, on := "without end", ""
 			if me.expires != 0 {
 				at := time.Unix(me.expires, 0).UTC()
 				d.Expires, until = &at, "until "+at.Format(time.RFC3339)
 			}
+			if len(me.Targets) > 0 {
+				on = " on " + reaches(me.Targets)
+			}
 			if a.json {
 				a.document(d)
 			}
-			a.say("%s, %s of fleet %s, %s (%s)\n", d.Name, d.Role, d.Fleet, until, d.Key)
+			a.say("%s, %s of fleet %s%s, %s (%s)\n", d.Name, d.Role, d.Fleet, on, until, d.Key)
+			a.warnOfExpiry(me)
 			return nil
 		},
 	}

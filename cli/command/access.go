@@ -1,0 +1,207 @@
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nix-infra/nix-infra/cli/provision"
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
+)
+
+// accessFile, beside fleet.json, is the project's record of who was given access, and whose was taken back. It
+// holds no secrets.
+const accessFile = "access.json"
+
+// grant is credentials that were handed out, or, where they were revoked, also a machine's.
+type grant struct {
+	Name      string        `json:"name"`
+	Role      protocol.Role `json:"role"`
+	Key       string        `json:"key"`
+	Targets   []string      `json:"targets,omitempty"` // none: all nodes
+	Expires   *time.Time    `json:"expires,omitempty"` // nil: never
+	By        string        `json:"by,omitempty"`
+	At        time.Time     `json:"at,omitzero"` // when it was made; unknown of machines
+	Revoked   *time.Time    `json:"revoked,omitempty"`
+	RevokedBy string        `json:"revoked_by,omitempty"`
+}
+
+// state of a grant in a word: valid, expired or revoked.
+func (g *grant) state(now time.Time) string {
+	switch {
+	case g.Revoked != nil:
+		return "revoked"
+	case g.Expires != nil && now.After(*g.Expires):
+		return "expired"
+	}
+	return "valid"
+}
+
+// accessRecord is access.json, the oldest grant first.
+type accessRecord struct {
+	Version int     `json:"v"`
+	Grants  []grant `json:"grants"`
+}
+
+func (a *app) readAccess() (*accessRecord, error) {
+	r := &accessRecord{Version: protocol.Version}
+	path := a.own(accessFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(data, r); err != nil {
+		return nil, fmt.Errorf("%s is damaged (%v); restore it, such as with git", path, err)
+	}
+	if r.Version != protocol.Version {
+		return nil, fmt.Errorf("%s is of version %d, this program knows version %d; upgrade the older one", path, r.Version, protocol.Version)
+	}
+	return r, nil
+}
+
+func (a *app) writeAccess(r *accessRecord) error {
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(a.own(accessFile), append(data, '\n'), 0o644)
+}
+
+// find is the grant of that name that was not revoked, nil if there is none.
+func (r *accessRecord) find(name string) *grant {
+	for i := range r.Grants {
+		if g := &r.Grants[i]; g.Name == name && g.Revoked == nil {
+			return g
+		}
+	}
+	return nil
+}
+
+// revocations are the keys of all that were ever revoked, with the time up to which their JWTs are void.
+func (r *accessRecord) revocations() map[string]time.Time {
+	void := map[string]time.Time{}
+	for _, g := range r.Grants {
+		if g.Revoked != nil {
+			void[g.Key] = *g.Revoked
+		}
+	}
+	return void
+}
+
+// revoke takes back what a key may do: in the project first, whose next account JWT would otherwise know nothing of it,
+// then in the fleet. Where it was revoked before, the fleet is told again.
+func (a *app) revoke(ctx context.Context, e *enrolment, key string, named grant) error {
+	r, err := a.readAccess()
+	if err != nil {
+		return err
+	}
+	g := &named
+	if i := slices.IndexFunc(r.Grants, func(g grant) bool { return g.Key == key && g.Revoked == nil }); i >= 0 {
+		g = &r.Grants[i]
+	} else {
+		r.Grants = append(r.Grants, named)
+		g = &r.Grants[len(r.Grants)-1]
+	}
+	now := time.Now().UTC().Truncate(time.Second)
+	g.Key, g.Revoked, g.RevokedBy = key, &now, e.me.Name
+	if err := a.writeAccess(r); err != nil {
+		return err
+	}
+	return a.putInForce(ctx, e, r)
+}
+
+// putInForce makes an account JWT of what the project knows, and has the fleet go by it.
+func (a *app) putInForce(ctx context.Context, e *enrolment, r *accessRecord) error {
+	if err := a.republish(ctx, e.Authority, r); err != nil {
+		return err
+	}
+	e.me.fleet.Public = e.Public
+	if err := a.sendAccount(ctx, e); err != nil {
+		return &outcome{Unanswered, fmt.Errorf("it is revoked in the project, and the fleet does not know it yet: %w; run the same command again when the controller can be reached", err)}
+	}
+	return nil
+}
+
+func (a *app) sendAccount(ctx context.Context, e *enrolment) error {
+	s, err := a.connectAs(ctx, e.me)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	var reply protocol.AccountReply
+	if err := s.Controller(ctx, protocol.PutAccount, protocol.AccountUpdate{Account: e.Public.AccountJWT}, &reply); err != nil {
+		return err
+	}
+	if reply.External {
+		a.note("the broker is not the controller's own: nodes and controllers refuse what is revoked, but it can still connect, until the broker has the new account_jwt of %s (nsc push, or resolver_preload and a reload)", a.own(fleetFile))
+	}
+	return nil
+}
+
+// republish makes a new account JWT, unless the one there is says the same, and keeps it in fleet.json.
+func (a *app) republish(ctx context.Context, authority *provision.Authority, r *accessRecord) error {
+	known, err := protocol.Revocations(authority.Public.AccountJWT)
+	if err != nil {
+		return err
+	}
+	void := maps.Clone(known)
+	for key, at := range r.revocations() {
+		if at.After(void[key]) {
+			void[key] = at
+		}
+	}
+	if maps.Equal(void, known) {
+		return nil
+	}
+	// The newest is told by its second. A clock that went back would make one that nobody takes.
+	v, err := protocol.NewVerifier(authority.Public.Operator, authority.Public.AccountJWT)
+	if err != nil {
+		return err
+	}
+	next := time.Unix(v.Issued()+1, 0)
+	if wait := time.Until(next); wait > time.Minute {
+		return fmt.Errorf("the account JWT in %s was made at %s, which is ahead of this machine's clock; check it", a.own(fleetFile), next.UTC().Format(time.RFC3339))
+	} else if wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	public, err := authority.Keys.Publish(void)
+	if err != nil {
+		return err
+	}
+	authority.Public = *public
+	return a.writeFleet(public, authority.CA)
+}
+
+// writeFleet writes fleet.json.
+func (a *app) writeFleet(public *protocol.Public, ca *provision.CA) error {
+	data, err := json.MarshalIndent(fleet{Version: protocol.Version, Public: *public, CA: string(ca.Public())}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(a.own(fleetFile), append(data, '\n'), 0o644)
+}
+
+// ends says when credentials end.
+func ends(expires *time.Time) string {
+	if expires == nil {
+		return "never"
+	}
+	return expires.UTC().Format(time.RFC3339)
+}
+
+// reaches says which nodes a grant reaches.
+func reaches(targets []string) string { return first(strings.Join(targets, " "), "all") }
