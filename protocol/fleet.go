@@ -185,3 +185,33 @@ func (k *FleetKeys) Credentials(name string, r Role, expires time.Time, targets 
 	}
 	return jwt.FormatUserConfig(token, seed)
 }
+
+// SystemInbox is where a SystemUser hears the answers.
+const SystemInbox = "_SYSTEM_INBOX"
+
+// SystemUser makes an identity that may do one thing for a minute: hand an account JWT to a broker that is not the
+// controller's own. It is the broker's system account that takes it.
+func (k *FleetKeys) SystemUser(now time.Time) (*Signer, error) {
+	system, _, err := pairOf(k.System)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		return nil, err
+	}
+	pub, err := pair.PublicKey()
+	if err != nil {
+		return nil, err
+	}
+	uc := jwt.NewUserClaims(pub)
+	uc.Name = "nix-infra"
+	uc.Expires = now.Add(time.Minute).Unix()
+	uc.Pub.Allow.Add(AccountClaimsSubject)
+	uc.Sub.Allow.Add(SystemInbox + ".>")
+	token, err := uc.Encode(system)
+	return &Signer{User: token, Key: pair}, err
+}
+
+// AccountClaimsSubject is where a NATS server with a resolver of its own takes an account JWT (its docs: securing_nats/jwt).
+const AccountClaimsSubject = "$SYS.REQ.CLAIMS.UPDATE"

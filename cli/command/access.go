@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nix-infra/nix-infra/cli/client"
 	"github.com/nix-infra/nix-infra/cli/provision"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/atomicfile"
@@ -142,8 +143,17 @@ func (a *app) sendAccount(ctx context.Context, e *enrolment) error {
 	if err := s.Controller(ctx, protocol.PutAccount, protocol.AccountUpdate{Account: e.Public.AccountJWT}, &reply); err != nil {
 		return err
 	}
-	if reply.External {
-		a.note("the broker is not the controller's own: nodes and controllers refuse what is revoked, but it can still connect, until the broker has the new account_jwt of %s (nsc push, or resolver_preload and a reload)", a.own(fleetFile))
+	if !reply.External {
+		return nil
+	}
+	// The broker is not the controller's own, which can't tell it. Whoever has the keys can, if its resolver takes it.
+	system, err := e.Keys.SystemUser(time.Now())
+	if err != nil {
+		return err
+	}
+	err = client.PushAccount(ctx, client.Config{URLs: e.me.project.Settings.Controllers, CA: []byte(e.me.fleet.CA), Signer: system}, e.Public.AccountJWT)
+	if err != nil {
+		a.note("the broker is not the controller's own, and was not told (%v): nodes and controllers refuse what is revoked, but it can still connect, until the broker has the new account_jwt of %s (such as by resolver_preload and a reload)", err, a.own(fleetFile))
 	}
 	return nil
 }

@@ -1,9 +1,12 @@
 package fleettest
 
 import (
+	"fmt"
+	"net"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -27,6 +30,11 @@ func (f *Fleet) putAccount(payload []byte) (any, error) {
 	must(f.t, err)
 	f.server.UpdateAccountClaims(account, claims)
 	return protocol.AccountReply{Nodes: len(f.records), External: f.foreign}, nil
+}
+
+// Broker starts one more broker of the fleet, which knows accounts as resolver does, and gives its URL. Nobody is there.
+func (f *Fleet) Broker(resolver server.AccountResolver) string {
+	return fmt.Sprintf("tls://127.0.0.1:%d", f.broker(resolver).Addr().(*net.TCPAddr).Port)
 }
 
 // Foreign makes the broker one that is not the controller's own.

@@ -68,7 +68,13 @@ func Start(t testing.TB, a provision.Authority) *Fleet {
 	var err error
 	f.verifier, err = protocol.NewVerifier(a.Public.Operator, a.Public.AccountJWT)
 	must(t, err)
-	f.server = f.broker()
+	resolver := &server.MemAccResolver{}
+	for _, token := range []string{a.Public.AccountJWT, a.Public.SystemJWT} {
+		c, err := jwt.DecodeAccountClaims(token)
+		must(t, err)
+		must(t, resolver.Store(c.Subject, token))
+	}
+	f.server = f.broker(resolver)
 	f.URL = fmt.Sprintf("tls://127.0.0.1:%d", f.server.Addr().(*net.TCPAddr).Port)
 	f.Authority.Controllers = []string{f.URL}
 	f.control()
@@ -82,15 +88,9 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func (f *Fleet) broker() *server.Server {
+func (f *Fleet) broker(resolver server.AccountResolver) *server.Server {
 	operator, err := jwt.DecodeOperatorClaims(f.Authority.Public.OperatorJWT)
 	must(f.t, err)
-	resolver := &server.MemAccResolver{}
-	for _, token := range []string{f.Authority.Public.AccountJWT, f.Authority.Public.SystemJWT} {
-		c, err := jwt.DecodeAccountClaims(token)
-		must(f.t, err)
-		must(f.t, resolver.Store(c.Subject, token))
-	}
 	s, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, MaxPayload: protocol.MaxMessage,
 		TrustedOperators: []*jwt.OperatorClaims{operator}, AccountResolver: resolver, SystemAccount: operator.SystemAccount,
