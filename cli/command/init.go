@@ -12,9 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/nats-io/jwt/v2"
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
@@ -234,33 +236,31 @@ func (a *app) initCA(v *vault.Vault, fleet string) (*provision.CA, error) {
 
 func (a *app) initAdmin(v *vault.Vault, keys *protocol.FleetKeys, user string) error {
 	existed := v.Has(adminEntry)
+	var creds []byte
+	var err error
 	if existed {
-		creds, err := a.secret(v, adminEntry)
-		if err == nil {
-			_, _, err = protocol.ParseCredentials(creds)
-		}
-		if err != nil {
-			path := a.own(keysDir, adminEntry+".age")
-			return fmt.Errorf("%w; or remove %s and run this again, which makes new credentials", err, path)
-		}
-	} else {
-		creds, err := keys.Credentials(user, protocol.Admin, time.Time{})
-		if err != nil {
-			return err
-		}
-		_, claims, err := protocol.ParseCredentials(creds)
-		if err != nil {
-			return err
-		}
-		record, err := a.readAccess()
-		if err != nil {
-			return err
-		}
-		record.Grants = append(record.Grants, grant{Name: user, Role: protocol.Admin, Key: claims.Subject, By: user, At: time.Now().UTC().Truncate(time.Second)})
+		creds, err = a.secret(v, adminEntry)
+	} else if creds, err = keys.Credentials(user, protocol.Admin, time.Time{}); err == nil {
+		err = v.Put(adminEntry, creds)
+	}
+	if err != nil && !existed {
+		return err
+	}
+	var claims *jwt.UserClaims
+	if err == nil {
+		_, claims, err = protocol.ParseCredentials(creds)
+	}
+	if err != nil {
+		path := a.own(keysDir, adminEntry+".age")
+		return fmt.Errorf("%w; or remove %s and run this again, which makes new credentials", err, path)
+	}
+	record, err := a.readAccess()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(record.Grants, func(g grant) bool { return g.Key == claims.Subject }) {
+		record.Grants = append(record.Grants, grant{Name: claims.Name, Role: protocol.Admin, Key: claims.Subject, By: claims.Name, At: time.Unix(claims.IssuedAt, 0).UTC()})
 		if err := a.writeAccess(record); err != nil {
-			return err
-		}
-		if err := v.Put(adminEntry, creds); err != nil {
 			return err
 		}
 	}
