@@ -75,9 +75,8 @@ func run(ctx context.Context, n int, dir, profile string) error {
 	if err := f.start(ctx); err != nil {
 		return err
 	}
-	debug.FreeOSMemory()
 	fmt.Printf("%d agents on %d cores: enrolled in %s, all online %s after their start, %d KiB each\n\n", n, runtime.NumCPU(),
-		enrolled.Round(100*time.Millisecond), f.online.Round(100*time.Millisecond), resident(os.Getpid())>>10/int64(n))
+		enrolled.Round(100*time.Millisecond), f.online.Round(100*time.Millisecond), memory()>>10/uint64(n))
 	if profile != "" {
 		file, err := os.Create(profile)
 		if err != nil {

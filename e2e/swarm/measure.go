@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -26,9 +27,15 @@ type measurement struct {
 	revisions  int64         // of etcd
 }
 
+const (
+	quiet     = 3 * time.Second        // after which nobody works on the last deploy any more: the agents' audit records are the last
+	etcdFlush = 500 * time.Millisecond // more than etcd takes to commit what was written to its file (embed's BatchInterval)
+)
+
 // measure runs a command of the CLI, which must succeed.
 func (f *fleet) measure(ctx context.Context, args ...string) (*measurement, error) {
 	pid := f.controller.Process.Pid
+	time.Sleep(quiet)
 	before, err := f.revision()
 	if err != nil {
 		return nil, err
@@ -44,6 +51,7 @@ func (f *fleet) measure(ctx context.Context, args ...string) (*measurement, erro
 	}
 	m := &measurement{took: time.Since(began), controller: cpu(pid) - controller, agents: cpu(os.Getpid()) - agents,
 		cli: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), peak: field(pid, "VmHWM")}
+	time.Sleep(etcdFlush)
 	after, err := f.revision()
 	m.revisions = after - before
 	return m, err
@@ -63,8 +71,13 @@ func cpu(pid int) time.Duration {
 	return time.Duration(user+system) * tick
 }
 
-// resident is the memory of a process, in bytes.
-func resident(pid int) int64 { return field(pid, "VmRSS") }
+// memory is what this process needs at the moment, in bytes.
+func memory() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
+}
 
 // field is a size in /proc/PID/status, in bytes.
 func field(pid int, name string) int64 {
@@ -77,12 +90,8 @@ func field(pid int, name string) int64 {
 	return kib << 10
 }
 
-// etcdFlush is more than the time in which etcd commits what was written to its file (embed.DefaultBatchInterval).
-const etcdFlush = 500 * time.Millisecond
-
 // revision is that of the controller's embedded etcd, which listens nowhere: the last key of a copy of its database.
 func (f *fleet) revision() (int64, error) {
-	time.Sleep(etcdFlush)
 	const live = "controller/etcd/member/snap/db"
 	data, err := os.ReadFile(f.path(live))
 	if err != nil {
