@@ -250,7 +250,7 @@ type FilesQuery struct {
 func (q *FilesQuery) Validate() error {
 	switch {
 	case !path.IsAbs(q.Path) || path.Clean(q.Path) != q.Path || len(q.Path) > 4096 || strings.ContainsRune(q.Path, 0):
-		return fmt.Errorf("%.80q is no absolute path without . and ..", q.Path)
+		return fmt.Errorf("%.80q is no absolute path without . and .. in it", q.Path)
 	case q.Offset < 0 || q.Limit < 0:
 		return fmt.Errorf("offset and limit can't be negative")
 	case len(q.After) > 255 || strings.ContainsAny(q.After, "/\x00"):

@@ -82,7 +82,7 @@ func Parse(data []byte) (Policy, error) {
 	}
 	for _, r := range roots {
 		if r == "/" || !path.IsAbs(r) || path.Clean(r) != r || len(r) > 4096 || strings.ContainsFunc(r, unicode.IsControl) {
-			return Policy{}, fmt.Errorf("field \"files.roots\": %.80q is no absolute path of a folder below / without . and ..", r)
+			return Policy{}, fmt.Errorf("field \"files.roots\": %.80q is no absolute path of a folder below / without . and .. in it", r)
 		}
 	}
 	return Policy{Files: Files{Roots: roots}}, nil
