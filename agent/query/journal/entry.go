@@ -66,9 +66,7 @@ func parse(line []byte) (protocol.JournalEntry, error) {
 		return protocol.JournalEntry{}, err
 	}
 	e := protocol.JournalEntry{Priority: -1, Boot: short(fields["_BOOT_ID"]), Cursor: short(fields["__CURSOR"])}
-	if micros, err := strconv.ParseInt(short(fields["__REALTIME_TIMESTAMP"]), 10, 64); err == nil {
-		e.Time = time.UnixMicro(micros).UTC()
-	}
+	e.Time = moment(short(fields["__REALTIME_TIMESTAMP"]))
 	e.Unit = short(fields["_SYSTEMD_UNIT"])
 	if unit := short(fields["UNIT"]); unit != "" {
 		e.Unit = unit // systemd speaks of it
@@ -96,10 +94,17 @@ func tooLong(line, rest []byte, skipped int) protocol.JournalEntry {
 		return value
 	}
 	e.Cursor = find("__CURSOR")
-	if micros, err := strconv.ParseInt(find("__REALTIME_TIMESTAMP"), 10, 64); err == nil {
-		e.Time = time.UnixMicro(micros).UTC()
-	}
+	e.Time = moment(find("__REALTIME_TIMESTAMP"))
 	return e
+}
+
+// moment reads Unix microseconds. What lies beyond the year 9999 is none: an answer can't carry it.
+func moment(micros string) (t time.Time) {
+	const year10000 = 253402300800 * 1_000_000
+	if n, err := strconv.ParseInt(micros, 10, 64); err == nil && n >= 0 && n < year10000 {
+		t = time.UnixMicro(n).UTC()
+	}
+	return t
 }
 
 // short is a field that has a small value.

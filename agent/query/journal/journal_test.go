@@ -235,6 +235,7 @@ func TestFollowSlowReceiver(t *testing.T) {
 func FuzzEntries(f *testing.F) {
 	f.Add([]byte(shown(1, "x") + "\n" + shown(2, []int{1, 2})))
 	f.Add([]byte(`{"MESSAGE":[["a"]]}`))
+	f.Add([]byte(`{"__REALTIME_TIMESTAMP":"700000000000000000"}`))
 	f.Add([]byte(`{"__CURSOR":"` + strings.Repeat("a", maxLine) + `"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		n := 0
