@@ -215,7 +215,11 @@ func (s *Server) handle(ctx context.Context, r *request) (result any, err error)
 			err = protocol.Refuse(protocol.Failed, "the agent has a fault in %s: %v", r.Action, p)
 		}
 	}()
-	return r.handler(ctx, r.verified())
+	result, err = r.handler(ctx, r.verified())
+	if err == nil && result != nil {
+		result = json.RawMessage(protocol.Encode(result)) // here, where what can't be encoded does no harm
+	}
+	return result, err
 }
 
 // refuse records and answers a request that is not run. Those that nobody is proven to have sent are

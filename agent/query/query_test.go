@@ -78,6 +78,7 @@ func (s *served) server(seen *Seen) *Server {
 		Limits:  map[protocol.Action]time.Duration{protocol.CollectGarbage: time.Hour},
 		Handlers: map[protocol.Action]Handler{protocol.Ping: handler, protocol.Release: handler, protocol.CollectGarbage: left, protocol.OwnFiles: left,
 			protocol.Facts:       func(context.Context, *protocol.Verified) (any, error) { panic("a fault") },
+			protocol.ReadStats:   func(context.Context, *protocol.Verified) (any, error) { return time.Unix(1<<40, 0), nil },
 			protocol.ReadJournal: func(ctx context.Context, _ *protocol.Verified) (any, error) { <-ctx.Done(); return nil, ctx.Err() }},
 		Streams: map[protocol.Action]Streamer{protocol.FollowJournal: s.streams.run}, Streaming: 2, StreamLife: s.life,
 	})

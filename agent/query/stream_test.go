@@ -248,3 +248,14 @@ func TestQuestionIsEnded(t *testing.T) {
 		t.Errorf("an order that runs can be ended: %q", code)
 	}
 }
+
+// TestUnencodableAnswer: an answer that no message can carry is a fault of its handler, and not the agent's end.
+func TestUnencodableAnswer(t *testing.T) {
+	s := serve(t)
+	ann := s.asker("ann", protocol.Viewer)
+	for range 2 {
+		if r := ann.next(ann.ask(protocol.ReadStats, nil)); r.Refused == nil || !strings.Contains(r.Refused.Reason, "a fault in stats") {
+			t.Errorf("%+v", r)
+		}
+	}
+}

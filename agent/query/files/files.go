@@ -132,7 +132,7 @@ func list(ctx context.Context, f *os.File, q protocol.FilesQuery, answer *protoc
 }
 
 func entry(dir *os.File, name string, s *unix.Stat_t) protocol.FileInfo {
-	e := protocol.FileInfo{Name: name, Size: s.Size, Mode: s.Mode & 0o7777, Modified: time.Unix(s.Mtim.Unix()).UTC()}
+	e := protocol.FileInfo{Name: name, Size: s.Size, Mode: s.Mode & 0o7777, Modified: modified(time.Unix(s.Mtim.Unix()))}
 	switch s.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		e.Kind = "file"
@@ -155,7 +155,15 @@ func about(path string, info fs.FileInfo) protocol.FileInfo {
 	if info.IsDir() {
 		kind = "folder"
 	}
-	return protocol.FileInfo{Name: path, Kind: kind, Size: info.Size(), Mode: uint32(info.Mode().Perm()), Modified: info.ModTime().UTC()}
+	return protocol.FileInfo{Name: path, Kind: kind, Size: info.Size(), Mode: uint32(info.Mode().Perm()), Modified: modified(info.ModTime())}
+}
+
+// modified is a time that an answer can carry: whoever owns a file can give it one beyond the year 9999.
+func modified(t time.Time) time.Time {
+	if t = t.UTC(); t.Year() < 1 || t.Year() > 9999 {
+		return time.Time{}
+	}
+	return t
 }
 
 // root is the root that a path lies in, the innermost one, and whether all below it is read.

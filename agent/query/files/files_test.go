@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -78,6 +79,9 @@ func TestReads(t *testing.T) {
 		if err != nil || string(a.Data) != want || a.Size != int64(len(want)) || a.Kind != "file" || a.Name != m.path(p) || a.Modified.IsZero() {
 			t.Errorf("%s: %+v, %v", p, a, err)
 		}
+	}
+	if got := modified(time.Unix(1<<40, 0)); !got.IsZero() {
+		t.Errorf("a time that no answer can carry is %v", got)
 	}
 	a, err := m.reader.Read(t.Context(), protocol.FilesQuery{Path: m.path("log/messages"), Offset: 6, Limit: 3})
 	if err != nil || string(a.Data) != "wor" || a.Offset != 6 || a.Size != 12 {
