@@ -243,22 +243,8 @@ func (t *term) tagNode(ctx context.Context, order *protocol.Verified) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	if err := order.Sender.Reach(r.Node); err != nil {
-		return nil, err
-	}
-	t.changing.Lock()
-	defer t.changing.Unlock()
-	record, ok := t.fleet.node(r.Node)
-	if !ok {
-		return nil, unknownNode(r.Node)
-	}
 	slices.Sort(r.Tags)
-	record.Tags = slices.Compact(r.Tags)
-	if err := t.lead.PutNode(ctx, record); err != nil {
-		return nil, err
-	}
-	t.fleet.putNode(record)
-	return record, nil
+	return t.changeNode(ctx, order, r.Node, func(record *protocol.NodeRecord) { record.Tags = slices.Compact(r.Tags) })
 }
 
 // lockNode keeps deployments from a node or, without a reason, lets them again.
@@ -267,24 +253,31 @@ func (t *term) lockNode(ctx context.Context, order *protocol.Verified) (any, err
 	if err != nil {
 		return nil, err
 	}
-	if err := order.Sender.Reach(r.Node); err != nil {
+	defer t.rollouts.touchNode(r.Node)
+	return t.changeNode(ctx, order, r.Node, func(record *protocol.NodeRecord) {
+		record.Lock = nil
+		if r.Reason != "" {
+			record.Lock = &protocol.Lock{Reason: r.Reason, By: order.Sender.Name, At: time.Now().UTC()}
+		}
+	})
+}
+
+// changeNode changes the record of a node that the sender may reach, and answers with it.
+func (t *term) changeNode(ctx context.Context, order *protocol.Verified, node string, change func(*protocol.NodeRecord)) (any, error) {
+	if err := order.Sender.Reach(node); err != nil {
 		return nil, err
 	}
 	t.changing.Lock()
 	defer t.changing.Unlock()
-	record, ok := t.fleet.node(r.Node)
+	record, ok := t.fleet.node(node)
 	if !ok {
-		return nil, unknownNode(r.Node)
+		return nil, unknownNode(node)
 	}
-	record.Lock = nil
-	if r.Reason != "" {
-		record.Lock = &protocol.Lock{Reason: r.Reason, By: order.Sender.Name, At: time.Now().UTC()}
-	}
+	change(&record)
 	if err := t.lead.PutNode(ctx, record); err != nil {
 		return nil, err
 	}
 	t.fleet.putNode(record)
-	t.rollouts.touchNode(r.Node)
 	return record, nil
 }
 
