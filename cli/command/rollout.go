@@ -45,6 +45,20 @@ func findRollout(ctx context.Context, s *session, id string) (*protocol.Deployme
 	return d, err
 }
 
+// withRollout connects, finds a rollout, and does something with its summary.
+func (a *app) withRollout(ctx context.Context, id string, do func(*session, *protocol.Deployment) error) error {
+	s, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	d, err := findRollout(ctx, s, id)
+	if err != nil {
+		return err
+	}
+	return do(s, d)
+}
+
 func (a *app) rolloutListCommand() *cobra.Command {
 	var limit int
 	var open bool
@@ -119,24 +133,18 @@ func (a *app) rolloutShowCommand() *cobra.Command {
   nix-infra rollout show 20260102-1504`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.connect(c.Context())
-			if err != nil {
-				return err
-			}
-			defer s.Close()
-			d, err := findRollout(c.Context(), s, args[0])
-			if err != nil {
-				return err
-			}
-			if d, err = s.Deployment(c.Context(), protocol.DeploymentQuery{ID: d.ID, Brief: true}); err != nil {
-				return err
-			}
-			if a.json {
-				a.printDeployment(d)
+			return a.withRollout(c.Context(), args[0], func(s *session, d *protocol.Deployment) error {
+				d, err := s.Deployment(c.Context(), protocol.DeploymentQuery{ID: d.ID, Brief: true})
+				if err != nil {
+					return err
+				}
+				if a.json {
+					a.printDeployment(d)
+					return nil
+				}
+				a.showRollout(d)
 				return nil
-			}
-			a.showRollout(d)
-			return nil
+			})
 		},
 	}
 }
@@ -260,16 +268,9 @@ stopped or paused, 3 if some are offline and follow later.`,
   nix-infra rollout watch 20260102-150405-abcd --verbose`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.connect(c.Context())
-			if err != nil {
-				return err
-			}
-			defer s.Close()
-			d, err := findRollout(c.Context(), s, append(args, client.Newest)[0])
-			if err != nil {
-				return err
-			}
-			return a.watchRollout(c.Context(), s, d.ID, verbose)
+			return a.withRollout(c.Context(), append(args, client.Newest)[0], func(s *session, d *protocol.Deployment) error {
+				return a.watchRollout(c.Context(), s, d.ID, verbose)
+			})
 		},
 	}
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the build logs")

@@ -27,23 +27,17 @@ way go on; nix-infra rollout rollback takes it back.`},
 		Example: fmt.Sprintf("  nix-infra rollout %s last\n  nix-infra rollout %s 20260102-150405-abcd", v, v),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.connect(c.Context())
-			if err != nil {
-				return err
-			}
-			defer s.Close()
-			d, err := findRollout(c.Context(), s, args[0])
-			if err != nil {
-				return err
-			}
-			if d, err = s.Steer(c.Context(), protocol.RolloutOrder{ID: d.ID, Verb: v}); err != nil {
-				return err
-			}
-			if a.json {
-				a.document(documentOfDeployment(d))
-			}
-			a.say("%s\n", ui.Clean(meaning(d)))
-			return nil
+			return a.withRollout(c.Context(), args[0], func(s *session, d *protocol.Deployment) error {
+				d, err := s.Steer(c.Context(), protocol.RolloutOrder{ID: d.ID, Verb: v})
+				if err != nil {
+					return err
+				}
+				if a.json {
+					a.document(documentOfDeployment(d))
+				}
+				a.say("%s\n", ui.Clean(meaning(d)))
+				return nil
+			})
 		},
 	}
 }
