@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/nats-io/nkeys"
-
 	"github.com/nix-infra/nix-infra/controller/rollout"
 	"github.com/nix-infra/nix-infra/controller/store"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -187,8 +185,12 @@ func (t *term) putNode(ctx context.Context, order *protocol.Verified) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	if !nkeys.IsValidPublicUserKey(r.Key) || !nkeys.IsValidPublicCurveKey(r.XKey) {
-		return nil, protocol.Refuse(protocol.Invalid, "the record of %s has no valid key and xkey", r.Name)
+	proven, err := t.c.verifier.ProveNode(&r, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	if proven.Key != r.Key || proven.XKey != r.XKey {
+		return nil, protocol.Refuse(protocol.Invalid, "the JWT of %s is about other keys than its record", r.Name)
 	}
 	t.changing.Lock()
 	defer t.changing.Unlock()

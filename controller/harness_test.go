@@ -233,7 +233,7 @@ type machineNode struct {
 func (r *rig) node(admin *person, name string) *machineNode {
 	r.t.Helper()
 	s := r.signer(name, protocol.Node)
-	asked[protocol.NodeRecord](r.t, admin, protocol.PutNode, record(r.t, name, s))
+	asked[protocol.NodeRecord](r.t, admin, protocol.PutNode, r.record(name, s))
 	return &machineNode{name, s, r.dial(s, protocol.InboxPrefix(name))}
 }
 
@@ -273,10 +273,11 @@ func (p *person) released(t testing.TB, id string, nodes ...string) {
 	})
 }
 
-func record(t testing.TB, name string, s *protocol.Signer) protocol.NodeRecord {
-	t.Helper()
-	curve := value[nkeys.KeyPair](t)(nkeys.CreateCurveKeys())
-	return protocol.NodeRecord{Name: name, Key: value[string](t)(s.Key.PublicKey()), XKey: value[string](t)(curve.PublicKey())}
+func (r *rig) record(name string, s *protocol.Signer) protocol.NodeRecord {
+	r.t.Helper()
+	curve := value[nkeys.KeyPair](r.t)(nkeys.CreateCurveKeys())
+	key, xkey := value[string](r.t)(s.Key.PublicKey()), value[string](r.t)(curve.PublicKey())
+	return protocol.NodeRecord{Name: name, Key: key, XKey: xkey, JWT: value[string](r.t)(r.keys.IssueNode(name, key, xkey))}
 }
 
 // ask asks the controller and waits for the answer.

@@ -26,7 +26,7 @@ func TestKillInTheMiddle(t *testing.T) {
 		name := fmt.Sprintf("n%03d", i)
 		names = append(names, name)
 		s := r.signer(name, protocol.Node)
-		asked[protocol.NodeRecord](t, admin, protocol.PutNode, record(t, name, s))
+		asked[protocol.NodeRecord](t, admin, protocol.PutNode, r.record(name, s))
 		if i == 0 || i == count-1 {
 			enrolledNodes = append(enrolledNodes, &machineNode{name, s, nil})
 		}

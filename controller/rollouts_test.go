@@ -319,7 +319,7 @@ func TestLocks(t *testing.T) {
 		t.Error(err)
 	}
 	// Neither enrolling it again nor tagging it takes the lock away, and enrolling does not make one.
-	again := record(t, "n2", s.nodes["n2"].signer)
+	again := r.record("n2", s.nodes["n2"].signer)
 	again.Lock = &protocol.Lock{Reason: "mine"}
 	asked[protocol.NodeRecord](t, admin, protocol.PutNode, again)
 	tagged := asked[protocol.NodeRecord](t, dora, protocol.TagNode, protocol.TagsRequest{Node: "n2", Tags: []string{"web"}})

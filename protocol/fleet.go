@@ -130,6 +130,17 @@ func (k *FleetKeys) account(revoked map[string]time.Time) (*jwt.AccountClaims, e
 // Issue signs a user JWT: public key is called name and has role. expires may be zero: never. With targets it reaches
 // only the nodes that they name; see ParseTargets.
 func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Time, targets ...string) (string, error) {
+	if err := checkRestriction(r, targets); err != nil {
+		return "", err
+	}
+	var tags []string
+	for _, t := range targets {
+		tags = append(tags, targetTag+t)
+	}
+	return k.issue(name, r, publicKey, expires, tags...)
+}
+
+func (k *FleetKeys) issue(name string, r Role, publicKey string, expires time.Time, tags ...string) (string, error) {
 	if err := CheckName(name); err != nil {
 		return "", err
 	}
@@ -139,9 +150,6 @@ func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Ti
 	seed, ok := k.Signing[r]
 	if !ok {
 		return "", fmt.Errorf("there is no role %q; the roles are %v", r, Roles)
-	}
-	if err := checkRestriction(r, targets); err != nil {
-		return "", err
 	}
 	signer, _, err := pairOf(seed)
 	if err != nil {
@@ -155,13 +163,19 @@ func (k *FleetKeys) Issue(name string, r Role, publicKey string, expires time.Ti
 	uc.Name = name
 	uc.IssuerAccount = account
 	uc.SetScoped(true)
-	for _, t := range targets {
-		uc.Tags.Add(targetTag + t)
-	}
+	uc.Tags.Add(tags...)
 	if !expires.IsZero() {
 		uc.Expires = expires.Unix()
 	}
 	return uc.Encode(signer)
+}
+
+// IssueNode signs a node's user JWT, with the public curve key that is the node's in it.
+func (k *FleetKeys) IssueNode(name, publicKey, xkey string) (string, error) {
+	if !nkeys.IsValidPublicCurveKey(xkey) {
+		return "", fmt.Errorf("%q is not a public curve key", xkey)
+	}
+	return k.issue(name, Node, publicKey, time.Time{}, xkeyTag+xkey)
 }
 
 // Credentials makes a new user with a key of its own, as a credentials file (the creds format of

@@ -97,3 +97,18 @@ func FuzzDeploymentList(f *testing.F) { fuzzDecode[DeploymentList](f, Deployment
 func FuzzAuditRecord(f *testing.F)    { fuzzDecode[AuditRecord](f, AuditRecord{Version: 1}) }
 func FuzzEnrolRequest(f *testing.F)   { fuzzDecode[EnrolRequest](f, EnrolRequest{Version: 1}) }
 func FuzzEnrolAnswer(f *testing.F)    { fuzzDecode[EnrolAnswer](f, EnrolAnswer{Version: 1}) }
+
+func FuzzCommandOrder(f *testing.F) {
+	fuzzDecode[CommandOrder](f, CommandOrder{Argv: []string{"uptime"}})
+}
+func FuzzShellOrder(f *testing.F) { fuzzDecode[ShellOrder](f, ShellOrder{Text: "uptime"}) }
+func FuzzScriptOrder(f *testing.F) {
+	fuzzDecode[ScriptOrder](f, ScriptOrder{Module: "hello", SHA256: Digest(nil)})
+}
+func FuzzTunnelOrder(f *testing.F) {
+	fuzzDecode[TunnelOrder](f, TunnelOrder{To: "127.0.0.1:22", Public: make([]byte, 32)})
+}
+func FuzzRotateOrder(f *testing.F) {
+	fuzzDecode[RotateOrder](f, RotateOrder{Secret: SealedSecret{Name: "a"}, Timeout: 1})
+}
+func FuzzOutput(f *testing.F) { fuzzDecode[Output](f, Output{Ended: &Ending{}}) }

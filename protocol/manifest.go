@@ -68,20 +68,23 @@ type Rollback struct {
 // and a Rollback the node builds Attr from Files. With a Closure, Files is the tree that it was built from, as far as
 // that is known; with a Rollback and to reboot there are none.
 type Manifest struct {
-	Version      int       `json:"v"`
-	Node         string    `json:"node"`
-	Serial       uint64    `json:"serial"` // only grows; 0 for a dry-activate
-	Deployment   string    `json:"deployment"`
-	Created      time.Time `json:"created"`
-	Mode         Mode      `json:"mode"`
-	Files        []File    `json:"files"` // sorted by path
-	Attr         string    `json:"attr"`  // flake attribute of the system, without the flake
-	Impure       bool      `json:"impure,omitempty"`
-	Closure      *Closure  `json:"closure,omitempty"`
-	Rollback     *Rollback `json:"rollback,omitempty"`
-	Timeout      int       `json:"timeout"`       // seconds from the start of activation to the proof
-	BuildTimeout int       `json:"build_timeout"` // seconds
-	Settle       int       `json:"settle"`        // seconds for which no unit may fail after activation
+	Version    int       `json:"v"`
+	Node       string    `json:"node"`
+	Serial     uint64    `json:"serial"` // only grows; 0 for a dry-activate
+	Deployment string    `json:"deployment"`
+	Created    time.Time `json:"created"`
+	Mode       Mode      `json:"mode"`
+	Files      []File    `json:"files"` // sorted by path
+	Attr       string    `json:"attr"`  // flake attribute of the system, without the flake
+	Impure     bool      `json:"impure,omitempty"`
+	Closure    *Closure  `json:"closure,omitempty"`
+	Rollback   *Rollback `json:"rollback,omitempty"`
+	// Secrets are all that the node shall have, sorted by name; it takes away what it has beyond them. A rollback, and to reboot,
+	// brings none: the system that it goes back to has its own.
+	Secrets      []SealedSecret `json:"secrets,omitempty"`
+	Timeout      int            `json:"timeout"`       // seconds from the start of activation to the proof
+	BuildTimeout int            `json:"build_timeout"` // seconds
+	Settle       int            `json:"settle"`        // seconds for which no unit may fail after activation
 }
 
 // SystemAttr is the flake attribute of a node's system.
@@ -116,6 +119,12 @@ func (m *Manifest) Validate() error {
 		return fmt.Errorf("settle time %d s must be shorter than the timeout of %d s", m.Settle, m.Timeout)
 	}
 	if err := m.validateSource(); err != nil {
+		return err
+	}
+	if len(m.Secrets) > 0 && (m.Rollback != nil || m.Mode == Reboot) {
+		return fmt.Errorf("a rollback or a reboot brings no secrets")
+	}
+	if err := checkSecrets(m.Secrets); err != nil {
 		return err
 	}
 	return m.validateFiles()

@@ -251,7 +251,8 @@ const MaxChecks = 100
 type NodeRecord struct {
 	Name     string    `json:"name"`
 	Key      string    `json:"key"`  // public nkey, "U…"
-	XKey     string    `json:"xkey"` // public curve key, "X…": what secrets are sealed to
+	XKey     string    `json:"xkey"` // public curve key, "X…"; what is sealed goes to the one that JWT proves
+	JWT      string    `json:"jwt"`  // the node's user JWT: who asks the controller for a node's keys need not believe it
 	Tags     []string  `json:"tags,omitempty"`
 	IPv4     string    `json:"ipv4,omitempty"`
 	System   string    `json:"system,omitempty"`
@@ -521,6 +522,7 @@ type AuditRecord struct {
 	Action  Action    `json:"action,omitempty"`
 	Target  string    `json:"target,omitempty"`
 	Payload string    `json:"payload,omitempty"` // digest
+	Detail  string    `json:"detail,omitempty"`  // what was asked for, in a line: see Detail
 	Outcome string    `json:"outcome,omitempty"` // "ok", or a refusal's code
 	Reason  string    `json:"reason,omitempty"`
 }

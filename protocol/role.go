@@ -55,6 +55,14 @@ const (
 	ReadFiles     Action = "files"       // FilesQuery; answered with a FileAnswer
 	Stream        Action = "stream"      // StreamOrder about a request that is still answered
 
+	RotateSecret Action = "secret-rotate" // RotateOrder; answered with a Rotated
+	ListSecrets  Action = "secrets"       // that the node holds, without values; answered with a SecretList
+
+	RunCommand Action = "exec"   // CommandOrder; answered with Outputs. The node's policy may want more than a viewer
+	RunShell   Action = "shell"  // ShellOrder; answered with Outputs, where the node's policy allows shells
+	RunScript  Action = "action" // ScriptOrder: an app module's action; answered with Outputs
+	OpenTunnel Action = "tunnel" // TunnelOrder; answered with a TunnelReply. The node's policy may want more than an operator
+
 	// Asked of the controller.
 	ListNodes       Action = "nodes"
 	ListDeployments Action = "deployments"
@@ -96,6 +104,12 @@ var leastRole = map[Action]Role{
 	ReadStats:       Viewer,
 	ReadFiles:       Viewer,
 	Stream:          Viewer,
+	RunCommand:      Viewer,
+	RunShell:        Admin,
+	RunScript:       Operator,
+	OpenTunnel:      Operator,
+	RotateSecret:    Deployer,
+	ListSecrets:     Viewer,
 	LockNode:        Deployer,
 	SteerRollout:    Deployer,
 	ShowManifest:    Viewer,
@@ -122,7 +136,7 @@ func Permissions(r Role) (jwt.Permissions, error) {
 	switch r {
 	case Node:
 		pub = []string{"ni.*.reply.*.*." + name, "ni.*.node." + name + ".up.*", "ni.*.node." + name + ".event.*"}
-		sub = []string{"ni.*.node." + name + ".req.*", "ni.*.all.req.*", "ni.*.node." + name + ".down.>"}
+		sub = []string{"ni.*.node." + name + ".req.*", "ni.*.all.req.*", "ni.*.node." + name + ".down.>", "ni.*.node." + name + ".tunnel.*.*"}
 	case Controller:
 		pub = []string{"ni.*.reply.*.*." + ControllerName, "ni.*.node.*.down.>", "ni.*.controller." + name + ".audit",
 			"$JS.API.>", "$JS.ACK.>", "$O.>"}
@@ -132,6 +146,9 @@ func Permissions(r Role) (jwt.Permissions, error) {
 			for _, to := range []string{"node.*", "all", "ctl"} {
 				pub = append(pub, "ni.*."+to+".req."+string(tier))
 			}
+		}
+		if r.AtLeast(LeastRole(OpenTunnel)) {
+			pub = append(pub, "ni.*.node.*.tunnel."+name+".*")
 		}
 		sub = []string{"ni.*.reply." + name + ".>", "ni.*.node.*.event.*"}
 	default:

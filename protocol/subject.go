@@ -14,6 +14,7 @@ import (
 //	reply.<user>.<request>.<sender>   an answer to a user; <sender> is a node's name or ControllerName
 //	node.<node>.up.<what>             a node to the controller: beat, manifest, blob, report, ping, audit
 //	node.<node>.down.>                the controller to a node: look, and the inbox for answers to up.*
+//	node.<node>.tunnel.<user>.<id>    frames of a tunnel, from the user to the node; back they go as reply.<user>.<id>.<node>
 //	node.<node>.event.<deployment>    progress and build log of a deployment, for whoever watches
 //	controller.<name>.>               a controller's own inbox and audit records
 //
@@ -65,6 +66,21 @@ const ControllerRequests = "ni.*.ctl.req.*"
 // ReplySubject is where sender answers a user's request.
 func ReplySubject(user, request, sender string) string {
 	return subject("reply", user, request, sender)
+}
+
+// TunnelSubject is where a user sends the frames of a tunnel, whose id is that of the request that opened it.
+func TunnelSubject(node, user, id string) string { return subject("node", node, "tunnel", user, id) }
+
+// NodeTunnels is what a node listens to for the frames of all tunnels.
+func NodeTunnels(node string) string { return TunnelSubject(node, "*", "*") }
+
+// TunnelSender tells whose frame it is that came on a TunnelSubject, as the broker enforced it, and of which tunnel.
+func TunnelSender(s string) (user, id string, ok bool) {
+	t := strings.Split(s, ".")
+	if len(t) != 7 || t[0] != "ni" || t[2] != "node" || t[4] != "tunnel" {
+		return "", "", false
+	}
+	return t[5], t[6], CheckName(t[5]) == nil && isToken(t[6])
 }
 
 // UpSubject is where a node speaks to the controller; node may be "*" for the listener.

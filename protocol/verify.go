@@ -19,6 +19,8 @@ type Identity struct {
 	// Targets are the only nodes that it may reach, names and globs; none: all.
 	Targets []string `json:"targets,omitempty"`
 
+	XKey string `json:"xkey,omitempty"` // of a node: its public curve key, "X…"
+
 	expires int64 // Unix seconds, 0: never
 }
 
@@ -157,7 +159,7 @@ func (v *Verifier) follow(token string) (Identity, error) {
 	if err != nil {
 		return Identity{}, Refuse(Untrusted, "the user JWT's tags: %v", err)
 	}
-	return Identity{Name: c.Name, Role: Role(s.Role), Key: c.Subject, Targets: targets, expires: c.Expires}, nil
+	return Identity{Name: c.Name, Role: Role(s.Role), Key: c.Subject, Targets: targets, XKey: xkeyOf(c), expires: c.Expires}, nil
 }
 
 // Verify checks an order against what the receiver expects. The order of the checks is from what

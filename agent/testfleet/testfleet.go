@@ -146,7 +146,7 @@ func (f *Fleet) Answer(r *protocol.EnrolRequest, urls ...string) []byte {
 	if len(urls) == 0 {
 		urls = f.URLs()
 	}
-	token, err := f.Keys.Issue(r.Name, r.Role, r.Key, time.Time{})
+	token, err := f.Keys.IssueNode(r.Name, r.Key, r.XKey)
 	f.must(err)
 	return protocol.Encode(protocol.EnrolAnswer{Version: protocol.Version, Role: r.Role, Name: r.Name, User: token,
 		Fleet: *f.Public, CA: f.CA, Controllers: urls})

@@ -219,7 +219,7 @@ func (a *app) enrollNode(ctx context.Context, e *enrolment, name string, target 
 				return nil, err
 			}
 			// Registered before it starts, so that its first beat is taken.
-			return answer, register(ctx, fleet, before, r, ipv4, o.tags)
+			return answer, register(ctx, fleet, before, r, answer.User, ipv4, o.tags)
 		},
 	})
 	if err != nil {
@@ -274,11 +274,11 @@ func known(ctx context.Context, c *session, name string) (*protocol.NodeState, e
 
 // register tells the controller of a node, with the tags and the address that the project's settings
 // have for it. One that is enrolled again keeps its own unless others are given.
-func register(ctx context.Context, c *session, before *protocol.NodeState, r *protocol.EnrolRequest, ipv4 string, tags []string) error {
+func register(ctx context.Context, c *session, before *protocol.NodeState, r *protocol.EnrolRequest, jwt, ipv4 string, tags []string) error {
 	settings := c.me.project.Settings.Nodes[r.Name]
 	tags = slices.Compact(slices.Sorted(slices.Values(slices.Concat(tags, settings.Tags))))
 	ipv4 = first(settings.IPv4, ipv4)
-	record := protocol.NodeRecord{Name: r.Name, Key: r.Key, XKey: r.XKey, Tags: tags, IPv4: first(ipv4, r.IPv4), System: r.System, Enrolled: time.Now().UTC(), By: c.me.Name}
+	record := protocol.NodeRecord{Name: r.Name, Key: r.Key, XKey: r.XKey, JWT: jwt, Tags: tags, IPv4: first(ipv4, r.IPv4), System: r.System, Enrolled: time.Now().UTC(), By: c.me.Name}
 	if before != nil {
 		if len(tags) == 0 {
 			record.Tags = before.Tags

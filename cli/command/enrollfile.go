@@ -64,7 +64,7 @@ func (a *app) enrollFile(ctx context.Context, name string, o enrollOptions) erro
 	}
 	err = unreachable
 	if err == nil {
-		err = register(ctx, fleet, before, r, "", o.tags)
+		err = register(ctx, fleet, before, r, answer.User, "", o.tags)
 	}
 	if err != nil {
 		return &outcome{Unanswered, fmt.Errorf("%s was signed, but the controller does not know it yet: %w; run the same command again when it can be reached", r.Name, err)}

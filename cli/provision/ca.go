@@ -148,7 +148,13 @@ func (a *Authority) Sign(r *protocol.EnrolRequest, hosts []string, now time.Time
 	if err := protocol.CheckControllers(a.Controllers); err != nil {
 		return nil, err
 	}
-	user, err := a.Keys.Issue(r.Name, r.Role, r.Key, time.Time{})
+	var user string
+	var err error
+	if r.Role == protocol.Node {
+		user, err = a.Keys.IssueNode(r.Name, r.Key, r.XKey)
+	} else {
+		user, err = a.Keys.Issue(r.Name, r.Role, r.Key, time.Time{})
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -242,7 +242,7 @@ func (f *fleet) enrol(ctx context.Context, name string) (*node, error) {
 	if _, err := home.Load(protocol.Encode(answer)); err != nil {
 		return nil, err
 	}
-	record := protocol.NodeRecord{Name: name, Key: request.Key, XKey: request.XKey, System: request.System, Enrolled: time.Now().UTC()}
+	record := protocol.NodeRecord{Name: name, Key: request.Key, XKey: request.XKey, JWT: answer.User, System: request.System, Enrolled: time.Now().UTC()}
 	return newNode(home.Dir, name), f.admin.Controller(ctx, protocol.PutNode, record, nil)
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/nix-infra/nix-infra/cli/provision"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -37,6 +38,7 @@ type Fleet struct {
 	mu          sync.Mutex
 	nodes       map[string]*Node
 	records     map[string]*protocol.NodeState
+	xkeys       map[string]nkeys.KeyPair
 	blobs       map[string][]byte
 	pieces      map[string][]byte
 	manifests   map[string]string // digests, by deployment and node
@@ -64,7 +66,7 @@ func New(t testing.TB) *Fleet {
 
 // Start runs the broker and the controller of a fleet until the test ends.
 func Start(t testing.TB, a provision.Authority) *Fleet {
-	f := &Fleet{t: t, Authority: a, nodes: map[string]*Node{}, records: map[string]*protocol.NodeState{}, blobs: map[string][]byte{}, pieces: map[string][]byte{}, manifests: map[string]string{}, through: map[string]time.Time{}}
+	f := &Fleet{t: t, Authority: a, nodes: map[string]*Node{}, records: map[string]*protocol.NodeState{}, xkeys: map[string]nkeys.KeyPair{}, blobs: map[string][]byte{}, pieces: map[string][]byte{}, manifests: map[string]string{}, through: map[string]time.Time{}}
 	var err error
 	f.verifier, err = protocol.NewVerifier(a.Public.Operator, a.Public.AccountJWT)
 	must(t, err)

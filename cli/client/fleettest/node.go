@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -16,6 +17,13 @@ type Node struct {
 	script Script // under fleet.mu
 
 	streams underWay
+}
+
+// XKey is the node's private curve key.
+func (f *Fleet) XKey(node string) nkeys.KeyPair {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.xkeys[node]
 }
 
 // Script is what a node does.
@@ -47,10 +55,21 @@ func (n *Node) does() Script {
 
 // Register makes a node known that was never seen.
 func (f *Fleet) Register(name string, tags ...string) {
+	key, err := nkeys.CreateUser()
+	must(f.t, err)
+	public, err := key.PublicKey()
+	must(f.t, err)
+	xkey, err := nkeys.CreateCurveKeys()
+	must(f.t, err)
+	curve, err := xkey.PublicKey()
+	must(f.t, err)
+	jwt, err := f.Authority.Keys.IssueNode(name, public, curve)
+	must(f.t, err)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.xkeys[name] = xkey
 	f.records[name] = &protocol.NodeState{NodeRecord: protocol.NodeRecord{
-		Name: name, Tags: tags, IPv4: "192.0.2.7", System: "x86_64-linux", By: "test", Enrolled: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}
+		JWT: jwt, Name: name, Tags: tags, IPv4: "192.0.2.7", System: "x86_64-linux", By: "test", Enrolled: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}
 }
 
 // Add makes a node that is connected.

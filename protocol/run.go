@@ -1,0 +1,225 @@
+package protocol
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/nats-io/nkeys"
+)
+
+// What a node runs for somebody: a command that its policy allows, a shell text where it allows that, or an app module's
+// action. The answer comes in parts, like a stream's: it has to be renewed, and whoever asked can end it, which ends
+// what runs, with all its children.
+
+// Limits of what is run.
+const (
+	MaxArgs     = 256       // of one command
+	MaxArgSize  = 16 << 10  // bytes, of all its arguments together
+	MaxEnvSize  = 64 << 10  // bytes, of an action's environment
+	MaxRunTime  = 24 * 3600 // seconds
+	MaxSealed   = 256 << 10 // bytes, of an output that is sealed
+	OutputChunk = 64 << 10  // bytes, about, of one Output
+)
+
+// CommandOrder is RunCommand's.
+type CommandOrder struct {
+	Argv    []string `json:"argv"`              // the program and its arguments, each as the program gets it
+	Timeout int      `json:"timeout,omitempty"` // seconds, at most what the rule has; 0: what the rule has
+	SealTo  string   `json:"seal_to,omitempty"` // public curve key: what is written to stdout is sealed to it
+}
+
+// ShellOrder is RunShell's.
+type ShellOrder struct {
+	Text    string `json:"text"`
+	Timeout int    `json:"timeout,omitempty"` // seconds; 0: the policy's
+}
+
+// ScriptOrder is RunScript's: the action.sh of an app module in the node's source tree, as it was deployed.
+type ScriptOrder struct {
+	Module  string   `json:"module"`
+	SHA256  string   `json:"sha256"` // of the action.sh that is meant
+	Words   []string `json:"words,omitempty"`
+	Env     []byte   `json:"env,omitempty"`     // a JSON object of strings, sealed to the node
+	Timeout int      `json:"timeout,omitempty"` // seconds; 0: the policy's
+	SealTo  string   `json:"seal_to,omitempty"` // as in CommandOrder
+}
+
+// Output is a part of the answer. The last one has Ended.
+type Output struct {
+	Stdout  []byte  `json:"stdout,omitempty"`
+	Stderr  []byte  `json:"stderr,omitempty"`
+	Dropped int64   `json:"dropped,omitempty"` // bytes that were left out, because there was more than the rule lets through
+	Sealed  []byte  `json:"sealed,omitempty"`  // all of stdout, by the node's curve key to SealTo; only where it exited with 0
+	Ended   *Ending `json:"ended,omitempty"`
+}
+
+// Ending is how what was run ended.
+type Ending struct {
+	Exit   int    `json:"exit"`             // exit status; -1: it was ended
+	Result string `json:"result"`           // success, or systemd's word: exit-code, signal, timeout, oom-kill, …
+	Reason string `json:"reason,omitempty"` // for people, where it did not succeed
+	Rule   string `json:"rule,omitempty"`   // of the policy, that allowed it
+	Millis int64  `json:"ms"`
+	CPU    int64  `json:"cpu,omitempty"`    // nanoseconds
+	Memory int64  `json:"memory,omitempty"` // bytes, at most; 0: not known
+}
+
+// Validate checks the order's form. Whether it may be run is the policy's to say.
+func (o *CommandOrder) Validate() error {
+	if len(o.Argv) == 0 || o.Argv[0] == "" {
+		return fmt.Errorf("no program is named")
+	}
+	if err := checkArgs(o.Argv); err != nil {
+		return err
+	}
+	return checkRun(o.Timeout, o.SealTo)
+}
+
+// Validate checks the order's form.
+func (o *ShellOrder) Validate() error {
+	if strings.TrimSpace(o.Text) == "" || len(o.Text) > MaxArgSize || strings.ContainsRune(o.Text, 0) {
+		return fmt.Errorf("the text is empty, has a NUL in it, or more than %d bytes", MaxArgSize)
+	}
+	return checkRun(o.Timeout, "")
+}
+
+// Validate checks the order's form.
+func (o *ScriptOrder) Validate() error {
+	if !isModule(o.Module) {
+		return fmt.Errorf("%.80q is no app module's name", o.Module)
+	}
+	if !IsDigest(o.SHA256) {
+		return fmt.Errorf("the digest of the action is not valid")
+	}
+	if len(o.Env) > MaxEnvSize+1024 {
+		return fmt.Errorf("the environment has %d bytes, the limit is %d", len(o.Env), MaxEnvSize)
+	}
+	if err := checkArgs(o.Words); err != nil {
+		return err
+	}
+	return checkRun(o.Timeout, o.SealTo)
+}
+
+// isModule tells whether s can be a folder's name in app_modules.
+func isModule(s string) bool {
+	return s != "" && len(s) <= 128 && s[0] != '.' && s[0] != '-' &&
+		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == ""
+}
+
+func checkArgs(args []string) error {
+	size := 0
+	for _, a := range args {
+		if strings.ContainsRune(a, 0) {
+			return fmt.Errorf("argument %.80q has a NUL in it", a)
+		}
+		size += len(a) + 1
+	}
+	if len(args) > MaxArgs || size > MaxArgSize {
+		return fmt.Errorf("%d arguments of %d bytes together; %d of %d bytes are possible", len(args), size, MaxArgs, MaxArgSize)
+	}
+	return nil
+}
+
+func checkRun(timeout int, sealTo string) error {
+	if timeout < 0 || timeout > MaxRunTime {
+		return fmt.Errorf("timeout %d s; up to %d are possible", timeout, MaxRunTime)
+	}
+	if sealTo != "" && !nkeys.IsValidPublicCurveKey(sealTo) {
+		return fmt.Errorf("%.80q is not a public curve key", sealTo)
+	}
+	return nil
+}
+
+// TunnelOrder is OpenTunnel's: a stream of bytes between the user and something on, or near, the node. Its frames are
+// in package tunnel; the keys of both sides are for this tunnel alone.
+type TunnelOrder struct {
+	To     string `json:"to"`               // host:port, of TCP; or TunnelUpload
+	Public []byte `json:"public"`           // X25519, 32 bytes
+	Window int64  `json:"window,omitempty"` // bytes that the user's side takes before it says that it took them
+}
+
+// TunnelUpload is a tunnel's end at the agent itself, which takes files in.
+const TunnelUpload = "upload"
+
+// TunnelReply answers OpenTunnel: the other end is there.
+type TunnelReply struct {
+	Public []byte `json:"public"` // X25519, 32 bytes
+	Window int64  `json:"window"`
+	Rule   string `json:"rule,omitempty"` // of the policy, that allowed it
+}
+
+// Validate checks the order's form.
+func (o *TunnelOrder) Validate() error {
+	if len(o.Public) != 32 {
+		return fmt.Errorf("the public key has %d bytes, not 32", len(o.Public))
+	}
+	if o.Window < 0 {
+		return fmt.Errorf("a window of %d bytes", o.Window)
+	}
+	if o.To == TunnelUpload {
+		return nil
+	}
+	return CheckAddress(o.To)
+}
+
+// Detail says in a line what an order asks for, for the record: what was run, with which arguments, or what was reached.
+// It is "" for actions whose name says it all, and of what can't be decoded.
+func Detail(a Action, payload []byte) string {
+	var text string
+	switch a {
+	case RunCommand:
+		if o, err := Decode[CommandOrder](payload); err == nil {
+			text = quoted(o.Argv)
+		}
+	case RunShell:
+		if o, err := Decode[ShellOrder](payload); err == nil {
+			text = o.Text
+		}
+	case RunScript:
+		if o, err := Decode[ScriptOrder](payload); err == nil {
+			text = o.Module + ": " + quoted(o.Words)
+		}
+	case RotateSecret:
+		if o, err := Decode[RotateOrder](payload); err == nil {
+			text = o.Secret.Name
+		}
+	case OpenTunnel:
+		if o, err := Decode[TunnelOrder](payload); err == nil {
+			text = o.To
+		}
+	}
+	return oneLine(text, maxDetail)
+}
+
+// maxDetail bounds AuditRecord.Detail, in bytes.
+const maxDetail = 1024
+
+// quoted joins words so that it can be seen where each begins and ends.
+func quoted(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = w
+		if w == "" || strings.ContainsFunc(w, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) || r == '"' || r == '\'' }) {
+			quoted[i] = strconv.Quote(w)
+		}
+	}
+	return strings.Join(quoted, " ")
+}
+
+func oneLine(s string, limit int) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	if len(s) > limit {
+		s = strings.ToValidUTF8(s[:limit], "") + "…"
+	}
+	return s
+}
+
+// ModuleAction is where a module's action is in a node's source tree.
+func ModuleAction(module string) string { return "app_modules/" + module + "/action.sh" }
