@@ -19,6 +19,7 @@ const (
 	Misaddressed Code = "misaddressed"  // for somebody else
 	OverRole     Code = "over-role"     // the sender's role does not reach
 	OffTarget    Code = "off-target"    // the sender's grant does not cover the node
+	Denied       Code = "denied"        // the node's policy does not allow it
 	Outdated     Code = "outdated"      // a serial lower than one that was seen
 	Unknown      Code = "unknown"       // no such action, node, deployment, …
 	Invalid      Code = "invalid"       // understood, and wrong
