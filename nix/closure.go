@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/nix-infra/nix-infra/protocol"
 )
 
 // PathInfo is one store path of a closure.
@@ -60,18 +58,25 @@ func parsePathInfo(printed []byte) ([]PathInfo, error) {
 	return all, nil
 }
 
+// PackageChange is what becomes of a package: added without Before, removed without After.
+type PackageChange struct {
+	Name          string
+	Before, After []string // versions; "" is one without
+	Growth        int64    // bytes
+}
+
 // sizeMatters is the change of a package's size from which it is listed although its versions stay, in bytes.
 const sizeMatters = 8 << 10
 
 // DiffClosures tells what becomes of each package, by name, with the rules of `nix store diff-closures`: one whose
 // versions stay the same is listed only where its size changes by 8 KiB or more.
-func DiffClosures(before, after []PathInfo) []protocol.PackageChange {
+func DiffClosures(before, after []PathInfo) []PackageChange {
 	old, fresh := packages(before), packages(after)
 	names := maps.Clone(old)
 	maps.Copy(names, fresh)
-	var changes []protocol.PackageChange
+	var changes []PackageChange
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		c := protocol.PackageChange{Name: name, Before: old[name].sorted(), After: fresh[name].sorted(), Growth: fresh[name].size - old[name].size}
+		c := PackageChange{Name: name, Before: old[name].sorted(), After: fresh[name].sorted(), Growth: fresh[name].size - old[name].size}
 		if !slices.Equal(c.Before, c.After) || c.Growth >= sizeMatters || c.Growth <= -sizeMatters {
 			changes = append(changes, c)
 		}

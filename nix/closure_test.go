@@ -4,8 +4,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-
-	"github.com/nix-infra/nix-infra/protocol"
 )
 
 func TestClosureInfo(t *testing.T) {
@@ -67,7 +65,7 @@ func TestDiffClosures(t *testing.T) {
 	}
 	before := of(map[string]int64{"hello-1.0": 100, "gone-2": 50, "same-1": 9000, "same-1-bin": 10, "grows-1": 1000, "two-1": 5, "bare": 7, "becomes": 7})
 	after := of(map[string]int64{"hello-1.1": 130, "same-1": 9001, "same-1-bin": 10, "grows-1": 9192, "two-1": 5, "two-2": 6, "bare": 8, "becomes-1": 7, "comes-3-dev": 20, "comes-3": 1})
-	want := []protocol.PackageChange{
+	want := []PackageChange{
 		{Name: "becomes", Before: []string{""}, After: []string{"1"}},
 		{Name: "comes", After: []string{"3"}, Growth: 21},
 		{Name: "gone", Before: []string{"2"}, Growth: -50},

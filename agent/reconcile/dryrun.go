@@ -152,9 +152,12 @@ func (e *Engine) planPackages(ctx context.Context, r *protocol.Report) error {
 	p := r.Plan
 	p.Size = nix.ClosureSize(after)
 	p.Growth = p.Size - nix.ClosureSize(before)
-	p.Packages = nix.DiffClosures(before, after)
-	if more := len(p.Packages) - protocol.MaxPackages; more > 0 {
-		p.Packages, p.More = p.Packages[:protocol.MaxPackages], more
+	changes := nix.DiffClosures(before, after)
+	if more := len(changes) - protocol.MaxPackages; more > 0 {
+		changes, p.More = changes[:protocol.MaxPackages], more
+	}
+	for _, c := range changes {
+		p.Packages = append(p.Packages, protocol.PackageChange(c))
 	}
 	return nil
 }
