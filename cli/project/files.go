@@ -52,6 +52,28 @@ func (s source) read(name string) (File, error) {
 	return f, nil
 }
 
+// Action gives the action.sh of an app module, as it is deployed.
+func (p *Project) Action(module string) ([]byte, error) {
+	if module == "" || module[0] == '.' || strings.ContainsAny(module, `/\`) {
+		return nil, fmt.Errorf("%s is no app module; expected the name of a folder in app_modules/", show(module))
+	}
+	src, err := newSource(p.Dir, "")
+	if err != nil {
+		return nil, err
+	}
+	name := protocol.ModuleAction(module)
+	f, err := src.read(name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f.Data, err
+	}
+	var have []string
+	found, _ := filepath.Glob(filepath.Join(src.root, "app_modules", "*", "action.sh"))
+	for _, f := range found {
+		have = append(have, filepath.Base(filepath.Dir(f)))
+	}
+	return nil, fmt.Errorf("there is no %s in the project%s", show(name), hint(module, "modules with an action", have))
+}
+
 // walk gives all files below a folder, whatever they are, except for leftovers of other tools;
 // fs.ErrNotExist when nothing is there.
 func (s source) walk(name string) ([]File, error) {

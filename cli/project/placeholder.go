@@ -114,6 +114,33 @@ func (c *composer) resolve(s slot, key string) (string, error) {
 	return "", unknownError{c.hint(s, key)}
 }
 
+// Fill fills in the placeholders of a text that goes to one node and is no Nix code: a variable of an action, the value of
+// a secret. They are those of the node's own file; but [%%secrets/NAME%%] is the secret's value, as secret reads it. Without
+// secret there are none. All mistakes are reported together, a line each.
+func (p *Project) Fill(r TreeRequest, text string, secret func(name string) (string, error)) (string, error) {
+	c, err := p.newComposer(r)
+	if err != nil {
+		return "", err
+	}
+	filled := fill([]byte(text), func(_ int, _ []byte, key string) (string, bool) {
+		value, err := c.resolve(nodeSlot, key)
+		if strings.HasPrefix(key, secretPrefix) || strings.HasPrefix(key, preBuildPrefix) {
+			switch {
+			case err != nil:
+			case secret == nil:
+				err = errors.New("no secret is filled in here")
+			default:
+				value, err = secret(value)
+			}
+		}
+		if err != nil {
+			c.errs = append(c.errs, fmt.Errorf("placeholder [%%%%%s%%%%]: %w", show(key), err))
+		}
+		return value, err == nil
+	})
+	return string(filled), errors.Join(c.errs...)
+}
+
 // hint helps with a key that a file of kind s does not have.
 func (c *composer) hint(s slot, key string) string {
 	var here, elsewhere []string
