@@ -100,13 +100,13 @@ func (all differences) fold() []fileDifference {
 			continue
 		}
 		for _, c := range d.changes {
-			key := c.path + "\x00" + c.kind() + "\x00" + fmt.Sprint(exec(c.before), exec(c.after)) + "\x00" + c.unified
+			key := c.path + "\x00" + c.kind() + "\x00" + fmt.Sprint(executable(c.before), executable(c.after)) + "\x00" + c.unified
 			i, ok := at[key]
 			if !ok {
 				i = len(folded)
 				at[key] = i
 				diff := c.unified
-				if exec(c.before) != exec(c.after) && c.before != nil && c.after != nil {
+				if executable(c.before) != executable(c.after) && c.before != nil && c.after != nil {
 					diff = fmt.Sprintf("Executable: %t before, %t after\n", c.before.Exec, c.after.Exec) + diff
 				}
 				folded = append(folded, fileDifference{"file", c.path, c.kind(), nil, c.added, c.gone, diff})
@@ -118,7 +118,7 @@ func (all differences) fold() []fileDifference {
 	return folded
 }
 
-func exec(f *protocol.File) bool { return f != nil && f.Exec }
+func executable(f *protocol.File) bool { return f != nil && f.Exec }
 
 // tellDifferences shows them, with stat only how many lines change.
 func (a *app) tellDifferences(all differences, stat bool) {
