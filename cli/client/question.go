@@ -15,12 +15,18 @@ type Question struct {
 	Nodes   []string
 	Action  protocol.Action
 	Payload any
+	// PayloadOf is in Payload's place where what is asked differs from node to node.
+	PayloadOf func(node string) any
 
 	Concurrency int           // nodes that are at work at the same time; 0: all
 	Patience    time.Duration // how long a node may take for its answer, or the first part of it; 0: until ctx ends
 	// End has nodes that are still at work when ctx ends, or their time is over, told to stop. It is for questions:
 	// what changes something is not ended halfway.
 	End bool
+	// Linger is how long those that were told to stop because ctx ended are still heard; 0: not at all.
+	Linger time.Duration
+	// Enough names nodes that are told to stop, because who asked has all that it wanted of them. It may be nil.
+	Enough <-chan string
 	// Gone is told, from the same goroutine as each, of a node that does not answer or broke off; it may be nil.
 	Gone func(node string)
 }
@@ -39,8 +45,8 @@ func (c *Client) Put(ctx context.Context, q Question, each Each) (silent []strin
 	}
 	collecting := &collection{
 		client: c, each: each, replies: protocol.ReplySubject(c.config.Name, "*", "*"), denied: protocol.RequestSubject(q.Nodes[0], q.Action),
-		order: q.Nodes, concurrency: q.Concurrency, patience: q.Patience, tell: q.Gone,
-		ask: func(node string) (string, error) { return c.publish(node, q.Action, q.Payload) },
+		order: q.Nodes, concurrency: q.Concurrency, patience: q.Patience, linger: q.Linger, enough: q.Enough, tell: q.Gone,
+		ask: func(node string) (string, error) { return c.publish(node, q.Action, q.payload(node)) },
 	}
 	if q.End {
 		collecting.end = func(node, id string) {
@@ -48,6 +54,13 @@ func (c *Client) Put(ctx context.Context, q Question, each Each) (silent []strin
 		}
 	}
 	return collecting.run(ctx)
+}
+
+func (q *Question) payload(node string) any {
+	if q.PayloadOf != nil {
+		return q.PayloadOf(node)
+	}
+	return q.Payload
 }
 
 // publish signs a request to a node and sends it.
@@ -72,6 +85,8 @@ type collection struct {
 	order       []string
 	concurrency int
 	patience    time.Duration
+	linger      time.Duration
+	enough      <-chan string
 	ask         func(node string) (id string, err error)
 	end         func(node, id string) // nil: nothing is ended
 	tell        func(node string)     // of who is gone; nil: nobody is told
@@ -110,6 +125,7 @@ func (w *collection) run(ctx context.Context) ([]string, error) {
 	defer done()
 	look := time.NewTicker(lookAfter)
 	defer look.Stop()
+	ended, over := ctx.Done(), make(<-chan time.Time)
 	for {
 		for w.next < len(w.order) && (w.concurrency == 0 || len(w.waiting) < w.concurrency) && ctx.Err() == nil {
 			node := w.order[w.next]
@@ -120,7 +136,7 @@ func (w *collection) run(ctx context.Context) ([]string, error) {
 			}
 			w.waiting[node] = &answering{id: id, since: time.Now()}
 		}
-		if len(w.waiting) == 0 && w.next == len(w.order) {
+		if len(w.waiting) == 0 && (w.next == len(w.order) || ended == nil) {
 			return w.silent(), nil
 		}
 		select {
@@ -130,8 +146,17 @@ func (w *collection) run(ctx context.Context) ([]string, error) {
 			return nil, err
 		case now := <-look.C:
 			w.lookAfter(now)
-		case <-ctx.Done():
+		case node := <-w.enough:
+			if a := w.waiting[node]; a != nil && w.end != nil {
+				w.end(node, a.id)
+			}
+		case <-ended:
 			w.endAll()
+			if w.linger == 0 {
+				return w.silent(), nil
+			}
+			ended, over = nil, time.After(w.linger)
+		case <-over:
 			return w.silent(), nil
 		}
 	}

@@ -73,6 +73,80 @@ func TestEndOfAQuestionIsHeard(t *testing.T) {
 	}
 }
 
+// TestLinger: those that are told to stop still say how they did, and one that says nothing is waited for no longer than that.
+func TestLinger(t *testing.T) {
+	f := fleettest.New(t)
+	ending := func(_ *protocol.Verified, send func(any), ended <-chan struct{}) error {
+		send("begun")
+		<-ended
+		send("was ended")
+		return nil
+	}
+	f.Add("web1").Script(fleettest.Script{Streams: map[protocol.Action]fleettest.Streams{protocol.RunCommand: ending}})
+	hangs := f.Add("hangs")
+	hangs.Script(fleettest.Script{Streams: map[protocol.Action]fleettest.Streams{protocol.RunCommand: func(_ *protocol.Verified, send func(any), _ <-chan struct{}) error {
+		send("begun")
+		<-t.Context().Done()
+		return nil
+	}}})
+	f.Add("later")
+	c := connect(t, f, "alice", protocol.Viewer)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	heard := map[string]string{}
+	began := time.Now()
+	silent, err := c.Put(ctx, client.Question{Nodes: []string{"web1", "hangs", "later"}, Action: protocol.RunCommand, Concurrency: 2, End: true, Linger: time.Second}, func(node string, r *protocol.Reply, err error) {
+		if err != nil {
+			t.Errorf("%s: %v", node, err)
+			return
+		}
+		if heard[node] += string(r.Body); heard["web1"] == `"begun"` && heard["hangs"] == `"begun"` {
+			cancel()
+		}
+	})
+	if took := time.Since(began); took < time.Second || err != nil || fmt.Sprint(silent) != "[hangs later]" || heard["web1"] != `"begun""was ended"` || heard["hangs"] != `"begun"` {
+		t.Errorf("heard %v, silent %v, %v, in %v", heard, silent, err, took)
+	}
+	toldToEnd(t, hangs)
+}
+
+// TestEnough: a node that was heard enough of is told to stop, and the others are not.
+func TestEnough(t *testing.T) {
+	f := fleettest.New(t)
+	enough := make(chan string, 1)
+	talks := map[protocol.Action]fleettest.Streams{protocol.RunCommand: func(o *protocol.Verified, send func(any), ended <-chan struct{}) error {
+		send(string(o.Payload))
+		if o.Target == "web1" {
+			<-ended
+		}
+		send("the end")
+		return nil
+	}}
+	web1, web2 := f.Add("web1"), f.Add("web2")
+	web1.Script(fleettest.Script{Streams: talks})
+	web2.Script(fleettest.Script{Streams: talks})
+	heard := map[string]string{}
+	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t, 20*time.Second), client.Question{Nodes: []string{"web1", "web2"}, Action: protocol.RunCommand, End: true, Enough: enough,
+		PayloadOf: func(node string) any { return "for " + node }}, func(node string, r *protocol.Reply, err error) {
+		if err != nil {
+			t.Errorf("%s: %v", node, err)
+			return
+		}
+		var text string
+		_ = json.Unmarshal(r.Body, &text) // the last part has none
+		if heard[node] += text + ";"; text == `"for web1"` {
+			enough <- "web1"
+		}
+	})
+	if err != nil || len(silent) != 0 || heard["web1"] != `"for web1";the end;;` || heard["web2"] != `"for web2";the end;;` {
+		t.Errorf("heard %v, silent %v, %v", heard, silent, err)
+	}
+	toldToEnd(t, web1)
+	if o := web2.Orders(); len(o) != 0 {
+		t.Errorf("web2 got %+v", o)
+	}
+}
+
 // toldToEnd waits until a node was told to end what it does.
 func toldToEnd(t *testing.T, n *fleettest.Node) {
 	t.Helper()
