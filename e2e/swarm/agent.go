@@ -40,8 +40,10 @@ func newNode(dir, name string) *node {
 }
 
 // closure is a store path like no other of this node.
-func (n *node) closure() string {
-	return fmt.Sprintf("/nix/store/%032d-nixos-system-%s", n.builds, n.name)
+func (n *node) closure() string { return closureOf(n.name, n.builds) }
+
+func closureOf(name string, builds int) string {
+	return fmt.Sprintf("/nix/store/%032d-nixos-system-%s", builds, name)
 }
 
 // run is the agent until ctx ends.

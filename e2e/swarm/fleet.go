@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -40,9 +39,8 @@ type fleet struct {
 	exited     chan error // of the controller
 	authority  *provision.Authority
 	admin      *client.Client
-	nodes      []*node
-	online     time.Duration // from the start of the agents until the controller knew of all
-	stop       func() error  // ends the agents; nil where they don't run
+	nodes      []string  // names
+	agents     []*agents // processes, which run all of them
 }
 
 // newFleet builds the programs, makes a project and starts its controller.
@@ -215,50 +213,56 @@ func (f *fleet) openAuthority(ctx context.Context, address string) error {
 	}
 }
 
-// populate enrols nodes, as their machines, their operator and the controller do.
-func (f *fleet) populate(ctx context.Context, n int) error {
-	f.nodes = make([]*node, n)
-	all, ctx := errgroup.WithContext(ctx)
-	all.SetLimit(enrolling)
-	for i := range f.nodes {
-		all.Go(func() (err error) {
-			f.nodes[i], err = f.enrol(ctx, fmt.Sprintf("n%05d", i))
-			return err
-		})
+// grow enrols nodes until there are n, as their machines, their operator and the controller do; runs their agents, and
+// returns when the controller has heard of each. It tells what the two took.
+func (f *fleet) grow(ctx context.Context, n int) (enrolled, online time.Duration, err error) {
+	began, first := time.Now(), len(f.nodes)
+	enrol, within := errgroup.WithContext(ctx)
+	enrol.SetLimit(enrolling)
+	for i := first; i < n; i++ {
+		f.nodes = append(f.nodes, nameOf(i))
+		enrol.Go(func() error { return f.enrol(within, nameOf(i)) })
 	}
-	return all.Wait()
+	if err := enrol.Wait(); err != nil {
+		return 0, 0, err
+	}
+	enrolled = time.Since(began)
+	began = time.Now()
+	most, err := agentsPerProcess()
+	if err != nil {
+		return 0, 0, err
+	}
+	for ; first < n; first += most {
+		a, err := startAgents(f.path("nodes"), first, min(most, n-first))
+		if err != nil {
+			return 0, 0, fmt.Errorf("can't run agents: %w", err)
+		}
+		f.agents = append(f.agents, a)
+	}
+	err = f.awaitAll(ctx)
+	return enrolled, time.Since(began), err
 }
 
-func (f *fleet) enrol(ctx context.Context, name string) (*node, error) {
+func (f *fleet) enrol(ctx context.Context, name string) error {
 	home := machine.Home{Dir: f.path("nodes", name), Role: protocol.Node}
 	request, err := home.Request(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	answer, err := f.authority.Sign(request, nil, time.Now())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if _, err := home.Load(protocol.Encode(answer)); err != nil {
-		return nil, err
+		return err
 	}
 	record := protocol.NodeRecord{Name: name, Key: request.Key, XKey: request.XKey, JWT: answer.User, System: request.System, Enrolled: time.Now().UTC()}
-	return newNode(home.Dir, name), f.admin.Controller(ctx, protocol.PutNode, record, nil)
+	return f.admin.Controller(ctx, protocol.PutNode, record, nil)
 }
 
-// start runs all agents and returns when the controller has heard of each.
-func (f *fleet) start(ctx context.Context) error {
-	began := time.Now()
-	running, cancel := context.WithCancel(ctx)
-	all, running := errgroup.WithContext(running)
-	for _, n := range f.nodes {
-		all.Go(func() error { return n.run(running) })
-	}
-	f.stop = func() error {
-		cancel()
-		return all.Wait()
-	}
-	for deadline := began.Add(onlineWithin); ; {
+// awaitAll waits until the controller has heard of every node.
+func (f *fleet) awaitAll(ctx context.Context) error {
+	for deadline := time.Now().Add(onlineWithin); ; {
 		states, err := f.admin.ListNodes(ctx)
 		if err != nil {
 			return err
@@ -270,15 +274,21 @@ func (f *fleet) start(ctx context.Context) error {
 			}
 		}
 		if online == len(f.nodes) {
-			f.online = time.Since(began)
 			return nil
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("%d of %d agents are online after %s", online, len(f.nodes), onlineWithin)
 		}
+		for _, a := range f.agents {
+			select {
+			case err := <-a.exited:
+				return fmt.Errorf("agents ended: %v", err)
+			default:
+			}
+		}
 		select {
-		case <-running.Done():
-			return errors.Join(context.Cause(running), f.stop())
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
@@ -289,8 +299,8 @@ func (f *fleet) close() {
 	if f.admin != nil {
 		f.admin.Close()
 	}
-	if f.stop != nil {
-		_ = f.stop() // the measurements are over, whatever an agent says
+	for _, a := range f.agents {
+		a.close()
 	}
 	if f.controller != nil && f.controller.Process != nil {
 		_ = f.controller.Process.Signal(syscall.SIGTERM) // it may have ended

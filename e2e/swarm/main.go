@@ -1,12 +1,15 @@
 //go:build linux
 
-// Command swarm is thousands of real agents in one process, against a real controller in a process of its own, with
-// TLS, JWTs and signatures. Only the machines are stand-ins: a build takes no time, and an activation changes a word in
-// memory. It measures what a deploy to all of them takes, by the real command line, and prints a table.
+// Command swarm is thousands of real agents against a real controller in a process of its own, with TLS, JWTs and
+// signatures. Only the machines are stand-ins: a build takes no time, and an activation changes a word in memory. It
+// measures what it takes to ask all of them, beside what SSH takes on the same machine, and what a deploy to all of them
+// takes by the real command line, and prints tables. It never fails on a time.
 //
-//	go run ./e2e/swarm -n 1000
+//	go run ./e2e/swarm
+//	go run ./e2e/swarm -ssh 0 -queries 1000 -deploys 0
 //
-// Start here; fleet.go makes the fleet, agent.go is one of its nodes, measure.go reads the clocks.
+// Start here; queries.go, ssh.go and deploys.go are what is measured, measure.go reads the clocks, fleet.go makes the
+// fleet, agents.go runs the processes of its agents, agent.go is one of its nodes.
 package main
 
 import (
@@ -17,87 +20,119 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
-	"runtime/pprof"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 )
 
-// scenarios are the deploys that are measured, one after the other.
-var scenarios = []struct {
-	name string
-	args []string
-}{
-	{"deploy, the first one", nil},
-	{"deploy that changes nothing", nil},
-	{"the same in waves of 10%", []string{"--batch=10%"}},
-	{"the same, one canary, then 25%", []string{"--canary=1", "--batch=25%"}},
+// plan is what is measured.
+type plan struct {
+	ssh     int   // execs at each concurrency; 0: none
+	queries []int // sizes of the fleet; none: no queries
+	deploys int   // nodes; 0: no deploys
+	dir     string
+	profile string
 }
 
 func main() {
-	n := flag.Int("n", 1000, "nodes")
-	dir := flag.String("dir", "", "where to put the fleet's files, some 100 KiB a node (default: /dev/shm, else the folder for temporary files)")
-	profile := flag.String("cpuprofile", "", "write the CPU profile of the agents' process to this file")
+	if len(os.Args) > 1 && os.Args[1] == agentsCommand {
+		end(runAgents(os.Args[2:]))
+	}
+	p := plan{queries: []int{100, 1000, 10_000}}
+	flag.IntVar(&p.ssh, "ssh", 200, "run so many `execs` by SSH, at each concurrency; 0: none")
+	flag.Func("queries", "ask fleets of so many `nodes`, such as 100,1000 (default 100,1000,10000); 0: don't", p.setQueries)
+	flag.IntVar(&p.deploys, "deploys", 1000, "deploy to so many `nodes`; 0: don't")
+	flag.StringVar(&p.dir, "dir", "", "where to put the fleet's files, some 100 KiB a node (default: /dev/shm, else the folder for temporary files)")
+	flag.StringVar(&p.profile, "cpuprofile", "", "write the CPU profiles of the agents' processes to this file, and FILE.1 and so on")
 	flag.Parse()
-	// One heap for thousands of agents: real ones have one each, which is small and hardly ever collected.
-	debug.SetGCPercent(400)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *n, *dir, *profile); err != nil {
+	end(p.run(ctx))
+}
+
+func end(err error) {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "swarm:", err)
 		os.Exit(1)
 	}
+	os.Exit(0)
 }
 
-func run(ctx context.Context, n int, dir, profile string) error {
-	if dir == "" {
-		dir = os.TempDir()
-		if _, err := os.Stat("/dev/shm"); err == nil {
-			dir = "/dev/shm"
+// setQueries reads sizes, which grow.
+func (p *plan) setQueries(s string) error {
+	p.queries = nil
+	for _, word := range strings.Split(s, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil || n < 0 {
+			return errors.New("expected numbers with commas between them")
+		}
+		if n > 0 {
+			p.queries = append(p.queries, n)
 		}
 	}
-	dir, err := os.MkdirTemp(dir, "nix-infra-swarm-")
+	slices.Sort(p.queries)
+	return nil
+}
+
+func (p *plan) run(ctx context.Context) error {
+	if p.dir == "" {
+		p.dir = os.TempDir()
+		if _, err := os.Stat("/dev/shm"); err == nil {
+			p.dir = "/dev/shm"
+		}
+	}
+	dir, err := os.MkdirTemp(p.dir, "nix-infra-swarm-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	began := time.Now()
+	fmt.Printf("%s, %d cores, %s\n", time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.Version())
+	exec := time.Duration(0)
+	if p.ssh > 0 {
+		fmt.Println()
+		if exec, err = measureSSH(ctx, os.Stdout, dir, p.ssh); errors.Is(err, errNoSSHD) {
+			fmt.Println(err)
+		} else if err != nil {
+			return err
+		}
+	}
+	if len(p.queries) > 0 {
+		if err := p.measure(ctx, dir+"/queries", p.queries, func(f *fleet) error { return f.measureQueries(ctx, os.Stdout, exec) }); err != nil {
+			return err
+		}
+	}
+	if p.deploys > 0 {
+		return p.measure(ctx, dir+"/deploys", []int{p.deploys}, func(f *fleet) error { return f.measureDeploys(ctx, os.Stdout) })
+	}
+	return nil
+}
+
+// measure makes a fleet and has it measured at each of its sizes.
+func (p *plan) measure(ctx context.Context, dir string, sizes []int, measure func(*fleet) error) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
 	f, err := newFleet(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer f.close()
-	if err := f.populate(ctx, n); err != nil {
-		return err
-	}
-	enrolled := time.Since(began)
-	if err := f.start(ctx); err != nil {
-		return err
-	}
-	fmt.Printf("%d agents on %d cores: enrolled in %s, all online %s after their start, %d KiB each\n\n", n, runtime.NumCPU(),
-		enrolled.Round(100*time.Millisecond), f.online.Round(100*time.Millisecond), memory()>>10/uint64(n))
-	if profile != "" {
-		file, err := os.Create(profile)
+	for _, n := range sizes {
+		more := n - len(f.nodes)
+		enrolled, online, err := f.grow(ctx, n)
 		if err != nil {
 			return err
 		}
-		defer file.Close()
-		if err := pprof.StartCPUProfile(file); err != nil {
+		fmt.Printf("\n%d agents in %d processes; %d more were enrolled in %s and all online %s after their start\n", n, len(f.agents), more,
+			enrolled.Round(100*time.Millisecond), online.Round(100*time.Millisecond))
+		if err := f.profile(p.profile); err != nil {
 			return err
 		}
-		defer pprof.StopCPUProfile()
-	}
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	defer table.Flush()
-	fmt.Fprintln(table, "\tTIME\tCPU: CONTROLLER\tCLI\tAGENTS\tCONTROLLER PEAK\tETCD REVISIONS")
-	for _, s := range scenarios {
-		m, err := f.measure(ctx, append([]string{"deploy", "all", "--settle", "1s"}, s.args...)...)
-		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", s.name, err), table.Flush())
+		if err := measure(f); err != nil {
+			return err
 		}
-		fmt.Fprintf(table, "%s\t%.2f s\t%.2f s\t%.2f s\t%.2f s\t%d MiB\t%d\n", s.name, m.took.Seconds(),
-			m.controller.Seconds(), m.cli.Seconds(), m.agents.Seconds(), m.peak>>20, m.revisions)
 	}
 	return nil
 }

@@ -4,12 +4,10 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -17,66 +15,51 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// measurement is what one command cost.
-type measurement struct {
-	took       time.Duration // from the command's start to its end
-	controller time.Duration // CPU
-	cli        time.Duration // CPU
-	agents     time.Duration // CPU of all of them
-	peak       int64         // bytes that the controller had resident at most
-	revisions  int64         // of etcd
+// usage is CPU time.
+type usage struct {
+	controller time.Duration
+	agents     time.Duration // all of them
+	asker      time.Duration // this process
 }
 
-const (
-	quiet     = 3 * time.Second        // after which nobody works on the last deploy any more: the agents' audit records are the last
-	etcdFlush = 500 * time.Millisecond // more than etcd takes to commit what was written to its file (embed's BatchInterval)
-)
+func (u usage) all() time.Duration { return u.controller + u.agents + u.asker }
 
-// measure runs a command of the CLI, which must succeed.
-func (f *fleet) measure(ctx context.Context, args ...string) (*measurement, error) {
-	pid := f.controller.Process.Pid
-	time.Sleep(quiet)
-	before, err := f.revision()
-	if err != nil {
-		return nil, err
+func (u usage) since(before usage) usage {
+	return usage{u.controller - before.controller, u.agents - before.agents, u.asker - before.asker}
+}
+
+func (u usage) times(factor float64) usage {
+	scale := func(d time.Duration) time.Duration { return time.Duration(float64(d) * factor) }
+	return usage{scale(u.controller), scale(u.agents), scale(u.asker)}
+}
+
+// used is what all have used so far.
+func (f *fleet) used() usage {
+	u := usage{controller: cpu(f.controller.Process.Pid), asker: cpu(os.Getpid())}
+	for _, a := range f.agents {
+		u.agents += cpu(a.cmd.Process.Pid)
 	}
-	// 5 resets the peak (proc(5)).
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
-		return nil, err
-	}
-	cmd := f.cli(ctx, args...)
-	controller, agents, began := cpu(pid), cpu(os.Getpid()), time.Now()
-	if _, err := f.run(cmd); err != nil {
-		return nil, err
-	}
-	m := &measurement{took: time.Since(began), controller: cpu(pid) - controller, agents: cpu(os.Getpid()) - agents,
-		cli: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), peak: field(pid, "VmHWM")}
-	time.Sleep(etcdFlush)
-	after, err := f.revision()
-	m.revisions = after - before
-	return m, err
+	return u
 }
 
 // cpu is the time that a process has used so far.
-func cpu(pid int) time.Duration {
+func cpu(pid int) time.Duration { return times(pid, 0) }
+
+// cpuWithChildren has what its children used that have ended, too, and theirs.
+func cpuWithChildren(pid int) time.Duration { return times(pid, 0) + times(pid, 2) }
+
+// times is the sum of user and system time in /proc/PID/stat: of the process (from 0), or of its children (from 2).
+func times(pid, from int) time.Duration {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
-	// The second field is the program's name in parentheses; utime and stime are the 14th and 15th (proc(5)).
+	// The second field is the program's name in parentheses; utime, stime, cutime and cstime are the 14th to the 17th (proc(5)).
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	user, _ := strconv.ParseInt(fields[11], 10, 64)
-	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	user, _ := strconv.ParseInt(fields[11+from], 10, 64)
+	system, _ := strconv.ParseInt(fields[12+from], 10, 64)
 	const tick = time.Second / 100 // USER_HZ, the same on all of Linux
 	return time.Duration(user+system) * tick
-}
-
-// memory is what this process needs at the moment, in bytes.
-func memory() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc + m.StackInuse
 }
 
 // field is a size in /proc/PID/status, in bytes.
