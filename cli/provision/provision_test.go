@@ -12,8 +12,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh/knownhosts"
 
 	"github.com/nix-infra/nix-infra/cli/provision/sshtest"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -214,6 +217,43 @@ func TestHostKeyIsPinned(t *testing.T) {
 	}
 	if h.Sessions() != 0 {
 		t.Error("something was run on a host with a changed key")
+	}
+}
+
+// Machines may be enrolled at the same time: no pin of one gets lost by that of another.
+func TestPinsAtOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "known_hosts")
+	if err := os.WriteFile(file, []byte("# no newline at its end"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const hosts = 8
+	var targets []Target
+	for range hosts {
+		h := sshtest.Start(t)
+		tg := target(t, h, "root")
+		tg.KnownHosts = file
+		targets = append(targets, tg)
+	}
+	var wg sync.WaitGroup
+	for _, tg := range targets {
+		wg.Go(func() {
+			m, err := Dial(t.Context(), tg)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			m.Close()
+		})
+	}
+	wg.Wait()
+	pinned, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tg := range targets {
+		if n := strings.Count(string(pinned), "\n"+knownhosts.Normalize(tg.Address())+" "); n != 1 {
+			t.Errorf("%s is pinned %d times in:\n%s", tg.Address(), n, pinned)
+		}
 	}
 }
 

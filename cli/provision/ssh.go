@@ -18,8 +18,6 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 	"golang.org/x/crypto/ssh/knownhosts"
-
-	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
 
 // Target is a machine as SSH reaches it.
@@ -161,11 +159,11 @@ type pins struct {
 }
 
 func (t Target) pins() (*pins, error) {
-	if _, err := os.Stat(t.KnownHosts); errors.Is(err, fs.ErrNotExist) {
-		if err := atomicfile.Write(t.KnownHosts, nil, 0o644); err != nil {
-			return nil, err
-		}
+	f, err := os.OpenFile(t.KnownHosts, os.O_RDONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
 	}
+	f.Close()
 	known, err := knownhosts.New(t.KnownHosts)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.KnownHosts, err)
@@ -215,7 +213,8 @@ func (p *pins) check(address string, remote net.Addr, key ssh.PublicKey) error {
 		"then remove that line, or somebody stands between; nothing was sent", address, ssh.FingerprintSHA256(key), p.target.KnownHosts, wrong.Want[0].Line)}
 }
 
-// keep pins the key of a first contact.
+// keep pins the key of a first contact. It appends, as ssh does, so that of two who enrol at once none takes the
+// other's pin away.
 func (p *pins) keep() error {
 	if p.fresh == nil {
 		return nil
@@ -224,11 +223,16 @@ func (p *pins) keep() error {
 	if err != nil {
 		return err
 	}
-	if len(old) > 0 && !bytes.HasSuffix(old, []byte("\n")) {
-		old = append(old, '\n')
-	}
 	line := knownhosts.Line([]string{p.target.Address()}, p.fresh) + "\n"
-	return atomicfile.Write(p.target.KnownHosts, append(old, line...), 0o644)
+	if len(old) > 0 && !bytes.HasSuffix(old, []byte("\n")) {
+		line = "\n" + line
+	}
+	f, err := os.OpenFile(p.target.KnownHosts, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(line)
+	return errors.Join(err, f.Close())
 }
 
 // Run runs a command as root and gives its output. An error carries the end of what it said.
