@@ -72,6 +72,7 @@ type Option struct {
 	Value    string   `json:"value,omitempty"`    // RE2, of the whole value; "": it has none
 	Not      string   `json:"not,omitempty"`      // RE2, of the whole value: those that are refused all the same
 	Optional bool     `json:"optional,omitempty"` // the value may be left out, and is never a word of its own
+	Loose    bool     `json:"loose,omitempty"`    // an optional value is the next word, too, where that fits: journalctl -b -1
 	Many     bool     `json:"many,omitempty"`     // may be given more than once
 }
 
