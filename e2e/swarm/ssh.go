@@ -40,6 +40,7 @@ type daemon struct {
 }
 
 // startSSHD starts it. It takes a key pair only: no PAM, no DNS, nothing that would make a login dearer than it must be.
+// Nor does a bash, which believes that another one started it (SHLVL), read this machine's start files.
 func startSSHD(dir string) (*daemon, error) {
 	program, err := findSSHD()
 	if err != nil {
@@ -84,6 +85,7 @@ UsePAM no
 UseDNS no
 PasswordAuthentication no
 PermitRootLogin prohibit-password
+SetEnv SHLVL=1
 MaxStartups 1000
 PidFile none
 `, listen, port, filepath.Join(dir, "host"), authorized), 0o600); err != nil {
