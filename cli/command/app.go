@@ -25,6 +25,9 @@ const (
 	fleetFile      = "fleet.json"
 	keysDir        = "keys"
 	knownHostsFile = "known_hosts"
+	recipientsFile = "recipients" // whom the keys and secrets are encrypted to, in place of a password
+
+	secretsDir = "secrets" // beside ownDir, where the earlier tool had it
 
 	fleetEntry = "fleet" // in the vault: protocol.FleetKeys
 	caEntry    = "ca"    // in the vault: provision.CA with its key
@@ -84,17 +87,28 @@ func (a *app) openProject() (*project.Project, error) {
 // vault is the project's keys. The password is asked for when it is first needed, and once.
 func (a *app) vault(getenv func(string) string) *vault.Vault {
 	if a.keys == nil {
-		a.keys = vault.New(a.own(keysDir), nil, a.VaultOptions...)
-		prompt := a.prompt
-		if names, err := a.keys.Names(); err == nil && len(names) == 0 {
-			prompt = vault.Twice(prompt) // a new vault
-		}
+		ask := a.prompt
 		if a.batch {
-			prompt = nil
+			ask = nil
 		}
-		a.keys = vault.New(a.own(keysDir), vault.Password(getenv, prompt), a.VaultOptions...)
+		options := append([]vault.Option{vault.Team(a.own(recipientsFile), getenv, ask)}, a.VaultOptions...)
+		password := ask
+		if ask != nil && vault.New(a.own(keysDir), nil).Empty() {
+			password = vault.Twice(ask) // a new vault
+		}
+		a.keys = vault.New(a.own(keysDir), vault.Password(getenv, password), options...)
 	}
 	return a.keys
+}
+
+// secretStore is the project's secrets, which the same password or keys open.
+func (a *app) secretStore(p *project.Project) *vault.Secrets {
+	if a.secrets == nil {
+		v := a.vault(p.Env.Get)
+		legacy := func() (string, error) { return v.LegacyPassword(p.Env.Get) }
+		a.secrets = v.Secrets(filepath.Join(a.dir, secretsDir), legacy, func(text string) { a.note("WARNING: %s", text) })
+	}
+	return a.secrets
 }
 
 // prompt asks for a password, where stdin is somebody to ask. Ctrl-C ends it and brings the echo back.

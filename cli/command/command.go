@@ -46,8 +46,9 @@ type app struct {
 	dir, envFile, creds, colour string
 	batch, debug, json          bool
 
-	out  *ui.Terminal // stdout
-	keys *vault.Vault
+	out     *ui.Terminal // stdout
+	keys    *vault.Vault
+	secrets *vault.Secrets
 
 	interrupted <-chan struct{}
 	log         *slog.Logger // stderr, with --debug

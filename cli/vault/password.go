@@ -12,8 +12,10 @@ import (
 
 // The variables that hold the password.
 const (
-	Variable      = "SECRETS_PASS"
-	olderVariable = "SECRETS_PWD"
+	Variable       = "SECRETS_PASS"
+	NewVariable    = "SECRETS_NEW_PASS"    // what secrets rekey changes it to
+	LegacyVariable = "SECRETS_LEGACY_PASS" // of what the earlier tool encrypted, where that was another one
+	olderVariable  = "SECRETS_PWD"
 )
 
 // ErrNoPassword is what a password that nobody can be asked for ends in.
@@ -47,6 +49,14 @@ func passwordFrom(env func(string) string, prompt func(string) (string, error), 
 		}
 		return password, nil
 	})
+}
+
+// LegacyPassword is the one of what the earlier tool encrypted: SECRETS_LEGACY_PASS, else the vault's own.
+func (v *Vault) LegacyPassword(env func(string) string) (string, error) {
+	if password := env(LegacyVariable); password != "" {
+		return password, nil
+	}
+	return v.ring.password()
 }
 
 // Prompt asks on the terminal, without echo. It is a prompt for Password; where stdin is no terminal it

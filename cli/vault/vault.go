@@ -1,7 +1,9 @@
-// Package vault keeps what must stay private (the project's keys) in files that only a password opens:
-// age's format, so that the age tool reads them too.
+// Package vault keeps what must stay private, the project's keys and its secrets, in files that only the project's
+// password opens, or the keys of a team: age's format, so that the age tool reads them too.
 //
-// Start here: a Vault is a folder of <name>.age files. password.go is where its password comes from.
+// Start here: a Vault is a folder of <name>.age files. All of a project's are encrypted to one key, which keyring.go
+// keeps and rekey.go replaces; password.go and team.go are how people open that one. secrets.go is the folder of the
+// project's secrets, legacy.go what the earlier tool left there. folder.go locks other files of the project.
 package vault
 
 import (
@@ -15,7 +17,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 
 	"filippo.io/age"
 
@@ -25,66 +26,71 @@ import (
 // What is wrong with a file, for errors.Is. A file that isn't there is fs.ErrNotExist.
 var (
 	ErrWrongPassword = errors.New("wrong password")
+	ErrNoKey         = errors.New("none of your keys opens it")
 	ErrDamaged       = errors.New("damaged")
 )
 
-const (
-	suffix = ".age"
+const suffix = ".age"
 
-	defaultWorkFactor = 17 // 128 MiB and a third of a second for each guess
-	maxWorkFactor     = 20 // a file from elsewhere can't make us use more than 1 GiB
-)
-
-// Vault is a folder of encrypted files, all of one password. Its methods may be called concurrently.
+// Vault is a folder of encrypted files. Its methods may be called concurrently, by several processes too.
 type Vault struct {
 	Dir string
 
-	password   func() (string, error)
-	workFactor int
-
-	mu     sync.Mutex
-	proven bool // the password opened a file of this vault, or there was none to try
+	ring *keyring
 }
 
-// Option changes how a vault encrypts.
-type Option func(*Vault)
-
-// WorkFactor sets the cost of a guess: scrypt's N is two to this power, 1 to 20. Tests take a low one.
-func WorkFactor(log2 int) Option { return func(v *Vault) { v.workFactor = log2 } }
-
-// New gives the vault in dir, which need not exist yet. The password is asked for when it is first needed.
+// New gives the vault in dir, which need not exist yet, with the key that all vaults beside it have in common. The
+// password is asked for when it is first needed.
 func New(dir string, password func() (string, error), options ...Option) *Vault {
-	v := &Vault{Dir: dir, password: password, workFactor: defaultWorkFactor}
+	ring := &keyring{dir: dir, password: password, workFactor: defaultWorkFactor}
 	for _, o := range options {
-		o(v)
+		o(ring)
 	}
-	return v
+	return (&Vault{dir, ring}).Beside(dir)
+}
+
+// Beside gives the vault in another folder that the same key opens.
+func (v *Vault) Beside(dir string) *Vault {
+	beside := &Vault{dir, v.ring}
+	v.ring.mu.Lock()
+	defer v.ring.mu.Unlock()
+	if !slices.Contains(v.ring.folders, dir) {
+		v.ring.folders = append(v.ring.folders, dir)
+	}
+	return beside
 }
 
 // Put encrypts plaintext into <dir>/<name>.age, for its owner only, and replaces what was there in one
 // step. Nothing else is ever written. A password that does not open the files that are there already is
 // ErrWrongPassword: a vault with two passwords would open with neither.
 func (v *Vault) Put(name string, plaintext []byte) error {
-	if err := checkName(name); err != nil {
+	if err := v.check(name); err != nil {
 		return err
 	}
-	if err := v.prove(); err != nil {
-		return err
-	}
-	sealed, err := v.seal(plaintext)
+	return v.ring.locked(func() error {
+		key, err := v.ring.newest()
+		if err != nil {
+			return err
+		}
+		return v.write(name, plaintext, key.Recipient())
+	})
+}
+
+func (v *Vault) write(name string, plaintext []byte, to ...age.Recipient) error {
+	sealed, err := encrypt(plaintext, to...)
 	if err != nil {
 		return fmt.Errorf("can't encrypt %s: %w", v.path(name), err)
 	}
-	if err := v.makeDir(); err != nil {
+	if err := makePrivate(v.Dir); err != nil {
 		return err
 	}
 	return atomicfile.Write(v.path(name), sealed, 0o600)
 }
 
-// Get decrypts <dir>/<name>.age. Errors are ErrWrongPassword, ErrDamaged (cut short, changed, or not an
-// age file with a password) or fs.ErrNotExist; nothing is returned unless all of it is authentic.
+// Get decrypts <dir>/<name>.age. Errors are ErrWrongPassword, ErrNoKey, ErrDamaged (cut short, changed, or not of this
+// project) or fs.ErrNotExist; nothing is returned unless all of it is authentic.
 func (v *Vault) Get(name string) ([]byte, error) {
-	if err := checkName(name); err != nil {
+	if err := v.check(name); err != nil {
 		return nil, err
 	}
 	sealed, err := os.ReadFile(v.path(name))
@@ -93,18 +99,23 @@ func (v *Vault) Get(name string) ([]byte, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	plaintext, err := v.open(v.path(name), sealed)
-	if err == nil {
-		v.mu.Lock()
-		v.proven = true
-		v.mu.Unlock()
+	return v.ring.open(v.path(name), sealed)
+}
+
+// Remove takes the file away; fs.ErrNotExist where there is none.
+func (v *Vault) Remove(name string) error {
+	if err := v.check(name); err != nil {
+		return err
 	}
-	return plaintext, err
+	if err := os.Remove(v.path(name)); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(v.Dir)
 }
 
 // Has tells whether there is such a file; it may still not open.
 func (v *Vault) Has(name string) bool {
-	if checkName(name) != nil {
+	if v.check(name) != nil {
 		return false
 	}
 	info, err := os.Stat(v.path(name))
@@ -122,7 +133,7 @@ func (v *Vault) Names() ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), suffix)
-		if ok && checkName(name) == nil && v.Has(name) {
+		if ok && v.Has(name) {
 			names = append(names, name)
 		}
 	}
@@ -132,62 +143,29 @@ func (v *Vault) Names() ([]string, error) {
 
 func (v *Vault) path(name string) string { return filepath.Join(v.Dir, name+suffix) }
 
-// makeDir makes the folder, and closes one that a checkout left open to others.
-func (v *Vault) makeDir() error {
-	if err := os.MkdirAll(v.Dir, 0o700); err != nil {
+// check tells whether an entry can be called that. The keyring's own file is none.
+func (v *Vault) check(name string) error {
+	if v.Dir == v.ring.dir && name == keyEntry {
+		return fmt.Errorf("%q is the key of all other entries, and none itself", name)
+	}
+	return checkName(name)
+}
+
+// makePrivate makes a folder, and closes one that a checkout left open to others.
+func makePrivate(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	info, err := os.Stat(v.Dir)
+	info, err := os.Stat(dir)
 	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		err = os.Chmod(v.Dir, 0o700)
+		err = os.Chmod(dir, 0o700)
 	}
 	return err
 }
 
-// prove opens some file of the vault once, before the first Put. Damaged ones prove nothing and must not
-// keep the vault from being repaired.
-func (v *Vault) prove() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.proven {
-		return nil
-	}
-	names, err := v.Names()
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		sealed, err := os.ReadFile(v.path(name))
-		if err != nil {
-			continue
-		}
-		_, err = v.open(v.path(name), sealed)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, ErrDamaged) {
-			return err
-		}
-	}
-	v.proven = true
-	return nil
-}
-
-func (v *Vault) seal(plaintext []byte) ([]byte, error) {
-	if v.workFactor < 1 || v.workFactor > maxWorkFactor {
-		return nil, fmt.Errorf("work factor %d: 1 to %d are possible", v.workFactor, maxWorkFactor)
-	}
-	password, err := v.password()
-	if err != nil {
-		return nil, err
-	}
-	recipient, err := age.NewScryptRecipient(password)
-	if err != nil {
-		return nil, err
-	}
-	recipient.SetWorkFactor(v.workFactor)
+func encrypt(plaintext []byte, to ...age.Recipient) ([]byte, error) {
 	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, recipient)
+	w, err := age.Encrypt(&sealed, to...)
 	if err != nil {
 		return nil, err
 	}
@@ -200,33 +178,12 @@ func (v *Vault) seal(plaintext []byte) ([]byte, error) {
 	return sealed.Bytes(), nil
 }
 
-func (v *Vault) open(path string, sealed []byte) ([]byte, error) {
-	if len(sealed) == 0 {
-		return nil, fmt.Errorf("%s is empty (%w): restore it from a backup", path, ErrDamaged)
-	}
-	password, err := v.password()
+func decrypt(sealed []byte, with ...age.Identity) ([]byte, error) {
+	r, err := age.Decrypt(bytes.NewReader(sealed), with...)
 	if err != nil {
-		return nil, fmt.Errorf("can't decrypt %s: %w", path, err)
+		return nil, err
 	}
-	identity, err := age.NewScryptIdentity(password)
-	if err != nil {
-		return nil, fmt.Errorf("can't decrypt %s: %w", path, err)
-	}
-	identity.SetMaxWorkFactor(maxWorkFactor)
-	r, err := age.Decrypt(bytes.NewReader(sealed), identity)
-	var plaintext []byte
-	if err == nil {
-		plaintext, err = io.ReadAll(r)
-	}
-	if other := new(age.NoIdentityMatchError); errors.As(err, &other) {
-		if !slices.Contains(other.StanzaTypes, "scrypt") {
-			return nil, fmt.Errorf("%s is %w: it is not encrypted with a password", path, ErrDamaged)
-		}
-		return nil, fmt.Errorf("%s: %w: check %s, and that .env does not override it", path, ErrWrongPassword, Variable)
-	} else if err != nil {
-		return nil, fmt.Errorf("%s is %w (%v): restore it from a backup", path, ErrDamaged, err)
-	}
-	return plaintext, nil
+	return io.ReadAll(r)
 }
 
 // validName is what can be a file everywhere and is never hidden, an option or a way out of the folder.

@@ -61,10 +61,14 @@ func TestModesAndLeftovers(t *testing.T) {
 		t.Errorf("file is %o", info.Mode().Perm())
 	}
 	sealed, _ := os.ReadFile(filepath.Join(dir, "a.age"))
-	if bytes.Contains(sealed, []byte("PLAINTEXT")) || !bytes.HasPrefix(sealed, []byte("age-encryption.org/v1\n-> scrypt ")) {
+	if bytes.Contains(sealed, []byte("PLAINTEXT")) || !bytes.HasPrefix(sealed, []byte("age-encryption.org/v1\n-> X25519 ")) {
 		t.Errorf("sealed as %q", sealed)
 	}
-	onlyFiles(t, dir, "a.age")
+	key, _ := os.ReadFile(filepath.Join(dir, "identity.age"))
+	if !bytes.HasPrefix(key, []byte("age-encryption.org/v1\n-> scrypt ")) {
+		t.Errorf("the key is sealed as %q", key)
+	}
+	onlyFiles(t, dir, "a.age", "identity.age")
 }
 
 func onlyFiles(t *testing.T, dir string, want ...string) {
@@ -88,7 +92,7 @@ func TestWrongPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := open(dir, "wrong").Get("a")
-	if !errors.Is(err, ErrWrongPassword) || !strings.Contains(err.Error(), "a.age") || !strings.Contains(err.Error(), "SECRETS_PASS") {
+	if !errors.Is(err, ErrWrongPassword) || !strings.Contains(err.Error(), "identity.age") || !strings.Contains(err.Error(), "SECRETS_PASS") {
 		t.Errorf("Get: %v", err)
 	}
 	for _, name := range []string{"a", "b"} {
@@ -96,7 +100,7 @@ func TestWrongPassword(t *testing.T) {
 			t.Errorf("Put %s with a second password: %v", name, err)
 		}
 	}
-	onlyFiles(t, dir, "a.age")
+	onlyFiles(t, dir, "a.age", "identity.age")
 	if got, err := open(dir, "right").Get("a"); err != nil || string(got) != "one" {
 		t.Errorf("afterwards: %q, %v", got, err)
 	}
@@ -137,7 +141,6 @@ func TestDamaged(t *testing.T) {
 		try(fmt.Sprintf("byte %d changed", n), changed, ErrDamaged, ErrWrongPassword)
 	}
 	try("appended to", append(bytes.Clone(whole), 'x'), ErrDamaged)
-	try("costly", bytes.Replace(whole, []byte(" 1\n"), []byte(" 21\n"), 1), ErrDamaged)
 
 	other, err := age.GenerateX25519Identity()
 	if err != nil {
@@ -167,7 +170,7 @@ func TestMissingAndNames(t *testing.T) {
 			t.Errorf("Get of %q: %v", name, err)
 		}
 	}
-	if err := New(v.Dir, v.password, WorkFactor(21)).Put("a", nil); err == nil {
+	if err := New(t.TempDir(), v.ring.password, WorkFactor(21)).Put("a", nil); err == nil {
 		t.Error("a work factor that Get refuses was accepted")
 	}
 }
@@ -188,7 +191,7 @@ func TestConcurrentPut(t *testing.T) {
 	if err != nil || len(got) != 100_000 || !bytes.Equal(got, bytes.Repeat(got[:1], 100_000)) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
-	onlyFiles(t, dir, "a.age")
+	onlyFiles(t, dir, "a.age", "identity.age")
 }
 
 func TestPassword(t *testing.T) {
