@@ -128,6 +128,9 @@ func LeastRole(a Action) Role {
 	return Admin
 }
 
+// OnlyAsks tells whether an action changes nothing, whatever comes of it: a viewer may do it, and nothing is run for it.
+func OnlyAsks(a Action) bool { return LeastRole(a) == Viewer && a != RunCommand }
+
 // Permissions are what the broker lets a role publish and subscribe; {{name()}} is the user's name.
 // nats-server expands the templates of scoped signing keys itself (its docs: securing_nats/jwt).
 func Permissions(r Role) (jwt.Permissions, error) {

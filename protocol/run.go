@@ -58,12 +58,28 @@ type Output struct {
 // Ending is how what was run ended.
 type Ending struct {
 	Exit   int    `json:"exit"`             // exit status; -1: it was ended
-	Result string `json:"result"`           // success, or systemd's word: exit-code, signal, timeout, oom-kill, …
+	Result string `json:"result"`           // one of these constants, or another word of systemd's
 	Reason string `json:"reason,omitempty"` // for people, where it did not succeed
 	Rule   string `json:"rule,omitempty"`   // of the policy, that allowed it
 	Millis int64  `json:"ms"`
 	CPU    int64  `json:"cpu,omitempty"`    // nanoseconds
 	Memory int64  `json:"memory,omitempty"` // bytes, at most; 0: not known
+}
+
+// Results: systemd's words, but for the last two.
+const (
+	ResultSuccess = "success"
+	ResultExit    = "exit-code" // it exited with another status than 0
+	ResultSignal  = "signal"
+	ResultTimeout = "timeout"
+	ResultMemory  = "oom-kill"
+	ResultEnded   = "ended"   // by who asked for it, or because nobody renewed it, or with the agent
+	ResultStopped = "stopped" // somebody on the node stopped its unit
+)
+
+// Over tells whether what was run came to its own end, whatever its exit status, or was ended by who asked for it.
+func (e *Ending) Over() bool {
+	return e.Result == ResultSuccess || e.Result == ResultExit || e.Result == ResultEnded
 }
 
 // Validate checks the order's form. Whether it may be run is the policy's to say.
