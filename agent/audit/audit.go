@@ -65,13 +65,13 @@ func Open(o Options) (*Log, error) {
 }
 
 // Record appends r to the chain; Version, Seq, Prev, At and, where it is zero, Time are filled in.
-// Records of actions above Viewer by a proven sender are on disk when it returns and on their way to the stream at once;
+// Records of what does more than ask, by a proven sender, are on disk when it returns and on their way to the stream at once;
 // the others are left to the page cache and to the next batch, so that questions stay cheap.
 //
 // An error means that the record is not kept. What it was about must then not be done, unless it is
 // the node's own rescue.
 func (l *Log) Record(r protocol.AuditRecord) error {
-	important := r.User != "" && protocol.LeastRole(r.Action) != protocol.Viewer
+	important := r.User != "" && !protocol.OnlyAsks(r.Action)
 	r.Version, r.At = protocol.Version, l.o.Node
 	if r.Time.IsZero() {
 		r.Time = time.Now().UTC()
@@ -100,6 +100,9 @@ func (l *Log) Record(r protocol.AuditRecord) error {
 // journal writes the record where `journalctl` on the node finds it. Of a question only its outcome.
 func (l *Log) journal(r protocol.AuditRecord) {
 	message := fmt.Sprintf("audit: %s by %s (%s): %s", orNone(string(r.Action)), orNone(r.User), orNone(string(r.Role)), orElse(r.Outcome, "begins"))
+	if r.Detail != "" {
+		message += ": " + r.Detail
+	}
 	if r.Reason != "" {
 		message += ": " + r.Reason
 	}

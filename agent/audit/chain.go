@@ -163,7 +163,7 @@ func shorten(r *protocol.AuditRecord) {
 	}
 	r.User, r.Request, r.Target = cut(r.User, 64), cut(r.Request, 64), cut(r.Target, 64)
 	r.Action = protocol.Action(cut(string(r.Action), 64))
-	r.Payload, r.Outcome, r.Reason = cut(r.Payload, 64), cut(r.Outcome, 64), cut(r.Reason, 1024)
+	r.Payload, r.Outcome, r.Reason, r.Detail = cut(r.Payload, 64), cut(r.Outcome, 64), cut(r.Reason, 1024), cut(r.Detail, 1100)
 }
 
 // rotate begins a new current file. What the stream does not have of the oldest is lost to it.

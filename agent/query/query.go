@@ -37,11 +37,13 @@ type Options struct {
 	Publish  func(subject string, data []byte) error
 	Handlers map[protocol.Action]Handler
 	Streams  map[protocol.Action]Streamer
-	Now      func() time.Time // nil: time.Now
+	Runs     map[protocol.Action]Streamer // what is run for somebody; see stream.go
+	Now      func() time.Time             // nil: time.Now
 
 	Running    int           // handlers at the same time; 0: 8
 	Streaming  int           // streams at the same time; 0: 4
-	StreamLife time.Duration // of a stream that is not renewed; 0: protocol.StreamLifetime
+	RunsAtOnce int           // of each action of Runs; 0: 8
+	StreamLife time.Duration // of a stream or a run that is not renewed; 0: protocol.StreamLifetime
 
 	Timeout time.Duration                     // of one handler; 0: 30 s
 	Limits  map[protocol.Action]time.Duration // in place of Timeout, of handlers that work for longer
@@ -55,6 +57,7 @@ type Server struct {
 	o        Options
 	slots    chan struct{} // of handlers that run
 	lines    chan struct{} // of streams
+	runs     map[protocol.Action]chan struct{}
 	underWay underWay
 	received atomic.Uint64
 
@@ -80,7 +83,16 @@ func New(o Options) *Server {
 	if o.StreamLife == 0 {
 		o.StreamLife = protocol.StreamLifetime
 	}
-	return &Server{o: o, slots: make(chan struct{}, o.Running), lines: make(chan struct{}, o.Streaming), underWay: underWay{all: map[string]*answering{}}}
+	if o.RunsAtOnce == 0 {
+		o.RunsAtOnce = 8
+	}
+	s := &Server{o: o, slots: make(chan struct{}, o.Running), lines: make(chan struct{}, o.Streaming), runs: map[protocol.Action]chan struct{}{},
+		underWay: underWay{all: map[string]*answering{}}}
+	for action := range o.Runs {
+		// Each has its own: a viewer's commands must not be in the way of an operator's actions.
+		s.runs[action] = make(chan struct{}, o.RunsAtOnce)
+	}
+	return s
 }
 
 // Serve answers what comes until ctx ends and the handlers that run have ended.
@@ -113,18 +125,26 @@ func (s *Server) receive(ctx context.Context, m *nats.Msg, running *sync.WaitGro
 		s.steer(r)
 		return
 	}
-	slots, run := s.slots, s.run
-	if r.streamer != nil {
-		slots, run = s.lines, s.stream
+	slots, run, what := s.slots, s.run, "requests"
+	switch {
+	case r.runs:
+		slots, run, what = s.runs[r.Action], s.stream, "requests of "+string(r.Action)
+	case r.streamer != nil:
+		slots, run, what = s.lines, s.stream, "streams"
 	}
 	select {
 	case slots <- struct{}{}:
 	default:
-		s.refuse(m, r, protocol.Refuse(protocol.Failed, "busy: %d requests are running on %s; ask again later", cap(slots), s.o.Node))
+		s.refuse(m, r, protocol.Refuse(protocol.Failed, "busy: %d %s are running on %s; ask again later", cap(slots), what, s.o.Node))
 		return
+	}
+	done := func() {}
+	if r.question() || r.streamer != nil {
+		ctx, done = s.underWay.begin(ctx, r, s.o.StreamLife) // here, so that an order to end it that comes next finds it
 	}
 	running.Go(func() {
 		defer func() { <-slots }()
+		defer done()
 		run(ctx, r)
 	})
 }
@@ -136,6 +156,8 @@ type request struct {
 	payload  []byte
 	handler  Handler
 	streamer Streamer // in place of handler
+	runs     bool     // the streamer runs something
+	ending   *protocol.Ending
 }
 
 func (r *request) verified() *protocol.Verified {
@@ -162,11 +184,17 @@ func (s *Server) prove(m *nats.Msg) (*request, error) {
 	order, sender, err := s.o.Verifier.Verify(&signed, protocol.Expect{
 		Kind: protocol.KindRequest, Targets: []string{s.o.Node, protocol.Everyone}, Now: s.o.Now()}, s.o.Seen)
 	r.sender = sender
+	if sender.Name != "" && !errors.Is(err, &protocol.Refusal{Code: protocol.Tampered}) {
+		r.payload = signed.Payload // its sender signed it, whatever else is wrong
+	}
 	if err != nil {
 		return r, err
 	}
-	r.Header, r.payload = order.Header, order.Payload
+	r.Header = order.Header
 	r.handler, r.streamer = s.o.Handlers[r.Action], s.o.Streams[r.Action]
+	if run := s.o.Runs[r.Action]; run != nil {
+		r.streamer, r.runs = run, true
+	}
 	if r.handler == nil && r.streamer == nil && r.Action != protocol.Stream {
 		return r, protocol.Refuse(protocol.Unknown, "%s can't be asked for %q; its agent is %s", s.o.Node, r.Action, protocol.Build())
 	}
@@ -178,8 +206,8 @@ func (s *Server) prove(m *nats.Msg) (*request, error) {
 	return r, nil
 }
 
-// question tells whether a viewer may ask it: such a request changes nothing.
-func (r *request) question() bool { return protocol.LeastRole(r.Action) == protocol.Viewer }
+// question tells whether it only asks: such a request changes nothing.
+func (r *request) question() bool { return protocol.OnlyAsks(r.Action) }
 
 func isID(s string) bool {
 	return len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
@@ -197,11 +225,6 @@ func (s *Server) run(ctx context.Context, r *request) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	if r.question() {
-		var done func()
-		ctx, done = s.underWay.begin(ctx, r, 0)
-		defer done()
-	}
 	result, err := s.handle(ctx, r)
 	s.record(r, err, true) // a failure is logged there, and what was done is done
 	s.answer(r, result, err)
@@ -246,13 +269,20 @@ func (s *Server) refuse(m *nats.Msg, r *request, err error) {
 }
 
 func (s *Server) record(r *request, err error, ended bool) error {
-	a := protocol.AuditRecord{User: r.sender.Name, Role: r.sender.Role, Request: r.ID, Action: r.Action, Target: r.Target, Payload: r.Header.Payload}
+	a := protocol.AuditRecord{User: r.sender.Name, Role: r.sender.Role, Request: r.ID, Action: r.Action, Target: r.Target, Payload: r.Header.Payload,
+		Detail: protocol.Detail(r.Action, r.payload)}
 	if r.sender.Name == "" && s.ignored > 0 {
 		a.Reason = fmt.Sprintf("(%d more that nobody is proven to have sent were ignored) ", s.ignored)
 		s.ignored = 0
 	}
 	if ended {
 		a.Outcome = "ok"
+	}
+	if e := r.ending; e != nil && err == nil {
+		a.Reason = e.Reason
+		if !e.Over() {
+			a.Outcome = string(protocol.Failed)
+		}
 	}
 	if err != nil {
 		a.Outcome = string(asRefusal(err).Code)

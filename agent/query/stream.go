@@ -13,6 +13,10 @@ import (
 
 // Streamer answers a proven request in parts, until ctx ends; send gives the answer's next part. It says nothing of a
 // ctx that ended: whoever asked for the stream has ended it, or is gone.
+//
+// One of Options.Runs runs something for its sender, and is no mere question whatever role it needs: its id is remembered
+// for good and its record written before it begins, or it does not. Its parts are protocol.Output. It may go on sending after
+// ctx ended, because how what ran came to its end is what its sender waits for; that is on record, too.
 type Streamer func(ctx context.Context, r *protocol.Verified, send func(part any) error) error
 
 // errEnded is why a request that is still worked on ends when its sender wants that.
@@ -21,7 +25,7 @@ var errEnded = errors.New("its sender ended it")
 // errLapsed is why a stream ends that nobody renewed.
 var errLapsed = errors.New("nobody renewed it in time")
 
-// underWay are the questions that are being answered, by id: what can be ended and, if they stream, renewed.
+// underWay are the questions and runs that are being answered, by id: what can be ended and, if they stream, renewed.
 type underWay struct {
 	mu  sync.Mutex
 	all map[string]*answering
@@ -92,14 +96,18 @@ func (s *Server) steer(r *request) {
 
 // stream runs a streamer; its answer's last part is empty, or says what went wrong.
 func (s *Server) stream(ctx context.Context, r *request) {
-	_ = s.record(r, nil, false) // as for any question, a failure is logged there
-	ctx, done := s.underWay.begin(ctx, r, s.o.StreamLife)
-	defer done()
+	if err := s.record(r, nil, false); err != nil && !r.question() {
+		s.answer(r, nil, protocol.Refuse(protocol.Failed, "can't record the request, so it is not run: %v", err))
+		return
+	}
 	part := 0
 	subject := protocol.ReplySubject(r.sender.Name, r.ID, s.o.Node)
 	err := s.streams(ctx, r, func(body any) error {
-		if err := ctx.Err(); err != nil {
+		if err := ctx.Err(); err != nil && !r.runs {
 			return err
+		}
+		if o, ok := body.(protocol.Output); ok && o.Ended != nil {
+			r.ending = o.Ended
 		}
 		part++
 		reply := protocol.Answer(s.o.Node, body, nil)
