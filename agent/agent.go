@@ -2,9 +2,9 @@
 // describes, answers signed questions, and tells the controllers how the machine is.
 //
 // Start with Run, which puts the parts together: link (the connection), reconcile (deploying),
-// heartbeat (telling), query (answering), audit (the record), local (root on the machine itself).
-// requests.go is the table of what a node can be asked, questions.go has what viewers ask, generations.go answers
-// what is about the systems that it had, enrol.go is how a machine becomes a node.
+// heartbeat (telling), query (answering), run (running what somebody asked for), audit (the record), local (root on the
+// machine itself). requests.go is the table of what a node can be asked, questions.go has what viewers ask, commands.go
+// what can be run, generations.go answers what is about the systems that it had, enrol.go is how a machine becomes a node.
 //
 // # The service
 //
@@ -47,6 +47,7 @@ import (
 	"github.com/nix-infra/nix-infra/agent/local"
 	"github.com/nix-infra/nix-infra/agent/query"
 	"github.com/nix-infra/nix-infra/agent/reconcile"
+	"github.com/nix-infra/nix-infra/agent/run"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/machine"
 )
@@ -65,6 +66,7 @@ const (
 	queuedRequests = 256
 	stopWithin     = 1500 * time.Millisecond
 	lockWithin     = 2 * time.Second
+	clearWithin    = 20 * time.Second
 )
 
 // Options are an agent's surroundings. Only Dir and Log are needed.
@@ -80,6 +82,8 @@ type Options struct {
 	Settle func() // called when a deploy or, with Notify, a time of questions is over, such as to give memory back; may be nil
 
 	Host    reconcile.Host           // nil: this machine
+	Runner  run.Host                 // nil: this machine
+	System  string                   // whose policy counts: a store path, or a link to one; "": the one that runs
 	Facts   heartbeat.Source         // nil: this machine
 	Step    func(string)             // passed to reconcile; may be nil
 	Deploy  func(*reconcile.Options) // changes what reconcile works with, such as its folders; may be nil
@@ -98,6 +102,8 @@ type agent struct {
 	host      reconcile.Host
 	etc       string // the node's source tree
 	engine    *reconcile.Engine
+	runner    run.Host
+	system    string // whose policy counts
 	server    *query.Server
 	questions chan *nats.Msg
 	units     *heartbeat.Units // nil where Facts are given
@@ -158,6 +164,12 @@ func (a *agent) open() error {
 	if err := a.openEngine(); err != nil {
 		return err
 	}
+	if a.system = a.o.System; a.system == "" {
+		a.system = runningSystem
+	}
+	if a.runner = a.o.Runner; a.runner == nil {
+		a.runner = &run.Systemd{Dir: RunDir(a.o.Dir), Hidden: []string{a.o.Dir}, Log: a.o.Log.With("part", "run")}
+	}
 	a.server = a.answers()
 	a.questions = requests
 	return nil
@@ -188,7 +200,7 @@ func (a *agent) run(ctx context.Context) error {
 	all, ctx := errgroup.WithContext(ctx)
 	here := &local.Server{Path: Socket(a.o.Dir), Engine: a.engine, Log: a.o.Log.With("part", "local")}
 	parts := []func(context.Context) error{a.engine.Run, a.link.Run, a.heart.Run, a.audit.Run, here.Run,
-		func(ctx context.Context) error { return a.server.Serve(ctx, a.questions) }}
+		a.serve}
 	if a.units != nil {
 		parts = append(parts, a.units.Run)
 	}
@@ -214,6 +226,18 @@ func (a *agent) run(ctx context.Context) error {
 		a.o.Log.Warn("the agent ends although something still runs; the next one goes on with it")
 		return nil
 	}
+}
+
+// serve answers requests, once nothing of an earlier agent's runs is left.
+func (a *agent) serve(ctx context.Context) error {
+	if machine, ok := a.runner.(*run.Systemd); ok && a.o.Host == nil {
+		late, cancel := context.WithTimeout(ctx, clearWithin)
+		if err := machine.Clear(late); err != nil && ctx.Err() == nil {
+			a.o.Log.Error("what an earlier agent ran can't be ended", "error", err)
+		}
+		cancel()
+	}
+	return a.server.Serve(ctx, a.questions)
 }
 
 func (a *agent) close() error {

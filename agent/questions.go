@@ -58,7 +58,7 @@ func (a *agent) readStats(ctx context.Context, q protocol.StatsQuery) (*protocol
 }
 
 func (a *agent) readFiles(ctx context.Context, q protocol.FilesQuery) (*protocol.FileAnswer, error) {
-	allowed, err := policy.Load(runningSystem)
+	allowed, err := policy.Load(a.system)
 	if err != nil {
 		return nil, err
 	}

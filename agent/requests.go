@@ -36,6 +36,7 @@ func (a *agent) answers() *query.Server {
 			protocol.ReadFiles:       answered(a.readFiles),
 		},
 		Streams: map[protocol.Action]query.Streamer{protocol.FollowJournal: a.followJournal},
+		Runs:    a.runs(),
 		Limits:  map[protocol.Action]time.Duration{protocol.CollectGarbage: garbageTime},
 	})
 }

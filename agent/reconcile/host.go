@@ -142,10 +142,10 @@ func unitName(what string, number uint64, kind string) string {
 	return fmt.Sprintf("%s%s-%d.%s", unitPrefix, what, number, kind)
 }
 
-// OwnUnit tells whether a unit is one of the engine's transient ones, whose failure is no failure of
-// the machine.
+// OwnUnit tells whether a unit is one of the agent's transient ones, whose failure is no failure of
+// the machine: one of the engine's, or one in which something is run for somebody (agent/run).
 func OwnUnit(name string) bool {
-	for _, what := range []string{"activate-", "revert-", "boot-", "restore-", "dry-"} {
+	for _, what := range []string{"activate-", "revert-", "boot-", "restore-", "dry-", "run-"} {
 		if strings.HasPrefix(name, unitPrefix+what) {
 			return true
 		}

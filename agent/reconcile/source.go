@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -201,4 +205,35 @@ func (e *Engine) restage(m *protocol.Manifest) error {
 		}
 	}
 	return nil
+}
+
+// Deployed is the content of a file of the node's source tree as the deployment brought it that the tree shows, which is
+// one that was proven here. What the node has instead of it meanwhile is not given out: the content is the one that the
+// manifest names.
+func (e *Engine) Deployed(file string) (deployment string, content []byte, err error) {
+	m := e.installedManifest()
+	if m == nil {
+		return "", nil, protocol.Refuse(protocol.Unknown, "nothing is deployed on %s yet that has files: deploy first", e.o.Node)
+	}
+	i := slices.IndexFunc(m.Files, func(f protocol.File) bool { return f.Path == file })
+	if i < 0 {
+		return "", nil, protocol.Refuse(protocol.Unknown, "deployment %s, which %s shows, has no file %s: deploy first", m.Deployment, e.o.Node, file)
+	}
+	if content, ok := e.cache.get(m.Files[i].SHA256); ok {
+		return m.Deployment, content, nil
+	}
+	etc, err := os.OpenRoot(e.o.Etc)
+	if err != nil {
+		return "", nil, err
+	}
+	defer etc.Close()
+	f, err := etc.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err == nil {
+		defer f.Close()
+		content, err = io.ReadAll(io.LimitReader(f, m.Files[i].Size+1))
+	}
+	if err != nil || protocol.Digest(content) != m.Files[i].SHA256 {
+		return "", nil, protocol.Refuse(protocol.Failed, "%s is not as deployment %s brought it to %s any more: deploy again", file, m.Deployment, e.o.Node)
+	}
+	return m.Deployment, content, nil
 }
