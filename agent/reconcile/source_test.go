@@ -1,6 +1,9 @@
 package reconcile
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -259,6 +262,45 @@ func TestRollbackWithoutFiles(t *testing.T) {
 		r.confirm(l, r.manifest(4, protocol.Switch, good))
 		if s := l.State(); s.Reason != "" || r.inEtc("dir/configuration.nix") != good {
 			t.Errorf("state %+v", s)
+		}
+	})
+}
+
+// TestDeployed: what is given out of a file is what the confirmed deployment brought, or nothing.
+func TestDeployed(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		const file = "dir/configuration.nix"
+		l := r.start(0)
+		defer l.stop()
+		want := func(content string, code protocol.Code) {
+			t.Helper()
+			deployment, got, err := l.Deployed(file)
+			if string(got) != content || (content != "") != (err == nil) || err != nil && !errors.Is(err, &protocol.Refusal{Code: code}) {
+				t.Errorf("%q %q %v, want %q or %s", deployment, got, err, content, code)
+			}
+		}
+		want("", protocol.Unknown)
+		r.confirm(l, r.manifest(1, protocol.Switch, good))
+		want(good, "")
+		must(t, os.WriteFile(filepath.Join(r.etc, file), []byte("by hand"), 0o644))
+		want(good, "")
+
+		// One that is rolled back from never was shown.
+		if s := r.deploy(l, r.manifest(2, protocol.Switch, badUnit)); s.Phase != protocol.RolledBack {
+			t.Fatalf("state %+v", s)
+		}
+		want(good, "")
+
+		// Without the cache it comes from the tree, as long as that has it.
+		must(t, os.RemoveAll(filepath.Join(r.dir, blobsDir)))
+		want("", protocol.Failed)
+		must(t, os.WriteFile(filepath.Join(r.etc, file), []byte(good), 0o644))
+		want(good, "")
+		must(t, os.Remove(filepath.Join(r.etc, file)))
+		must(t, os.Symlink("/etc/passwd", filepath.Join(r.etc, file)))
+		want("", protocol.Failed)
+		if _, _, err := l.Deployed("dir/other.nix"); !errors.Is(err, &protocol.Refusal{Code: protocol.Unknown}) {
+			t.Errorf("a file that it did not bring: %v", err)
 		}
 	})
 }
