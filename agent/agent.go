@@ -48,6 +48,7 @@ import (
 	"github.com/nix-infra/nix-infra/agent/query"
 	"github.com/nix-infra/nix-infra/agent/reconcile"
 	"github.com/nix-infra/nix-infra/agent/run"
+	"github.com/nix-infra/nix-infra/agent/tunnel"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/machine"
 )
@@ -105,6 +106,7 @@ type agent struct {
 	runner    run.Host
 	system    string // whose policy counts
 	server    *query.Server
+	tunnels   *tunnel.Server
 	questions chan *nats.Msg
 	units     *heartbeat.Units // nil where Facts are given
 
@@ -147,7 +149,7 @@ func (a *agent) open() error {
 	}
 	requests := make(chan *nats.Msg, queuedRequests)
 	a.link = link.New(link.Options{Machine: a.machine, Log: a.o.Log.With("part", "link"), Backoff: a.o.Backoff, Requests: requests,
-		Look: func(l protocol.Look) { a.engine.Look(l) }, Account: a.takeAccount, Connected: a.connected})
+		Tunnels: func(m *nats.Msg) { a.tunnels.Route(m) }, Look: func(l protocol.Look) { a.engine.Look(l) }, Account: a.takeAccount, Connected: a.connected})
 	if a.audit, err = audit.Open(audit.Options{Dir: a.o.Dir, Node: a.machine.Name, Log: a.o.Log.With("part", "audit"),
 		Stream: a.link.Audit, Journal: a.o.Journal}); err != nil {
 		return err
@@ -155,6 +157,7 @@ func (a *agent) open() error {
 	if a.seen, err = query.OpenSeen(filepath.Join(a.o.Dir, seenFile), 0, time.Now); err != nil {
 		return err
 	}
+	a.tunnels = a.openTunnels()
 	source := a.o.Facts
 	if source == nil {
 		a.units = heartbeat.NewUnits(a.o.Log.With("part", "units"), func() { a.heart.Changed() })
@@ -199,8 +202,10 @@ func (a *agent) openEngine() error {
 func (a *agent) run(ctx context.Context) error {
 	all, ctx := errgroup.WithContext(ctx)
 	here := &local.Server{Path: Socket(a.o.Dir), Engine: a.engine, Log: a.o.Log.With("part", "local")}
-	parts := []func(context.Context) error{a.engine.Run, a.link.Run, a.heart.Run, a.audit.Run, here.Run,
-		a.serve}
+	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // until the other ends of tunnels were told
+	defer unlink()
+	parts := []func(context.Context) error{a.engine.Run, func(context.Context) error { return a.link.Run(linked) }, a.heart.Run, a.audit.Run, here.Run,
+		a.serve, func(ctx context.Context) error { defer unlink(); return a.tunnels.Run(ctx) }}
 	if a.units != nil {
 		parts = append(parts, a.units.Run)
 	}
@@ -320,6 +325,7 @@ func (a *agent) settle() {
 func (a *agent) record(r protocol.AuditRecord) { _ = a.audit.Record(r) }
 
 func (a *agent) saveAccount(token string) {
+	a.tunnels.Recheck(time.Now())
 	if err := a.machine.SaveAccount(token); err != nil {
 		a.o.Log.Error("a newer account JWT can't be kept; a restart would forget who was revoked", "error", err)
 	}

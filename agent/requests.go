@@ -29,6 +29,7 @@ func (a *agent) answers() *query.Server {
 			protocol.ListGenerations: a.listGenerations,
 			protocol.CollectGarbage:  a.collectGarbage,
 			protocol.OwnFiles:        a.ownFiles,
+			protocol.OpenTunnel:      a.tunnels.Open,
 			protocol.ListUnits:       answered(a.listUnits),
 			protocol.ShowUnit:        answered(a.showUnit),
 			protocol.ReadJournal:     answered(journal.Reader{}.Read),

@@ -159,6 +159,10 @@ type TunnelOrder struct {
 // TunnelUpload is a tunnel's end at the agent itself, which takes files in.
 const TunnelUpload = "upload"
 
+// OverlayHost stands in TunnelOrder.To for the node's own address in the overlay network of its cluster, which only the
+// node knows.
+const OverlayHost = "overlay"
+
 // TunnelReply answers OpenTunnel: the other end is there.
 type TunnelReply struct {
 	Public []byte `json:"public"` // X25519, 32 bytes

@@ -21,7 +21,16 @@ type Identity struct {
 
 	XKey string `json:"xkey,omitempty"` // of a node: its public curve key, "X…"
 
-	expires int64 // Unix seconds, 0: never
+	expires int64  // Unix seconds, 0: never
+	token   string // the user JWT
+}
+
+// Ends is when the identity expires; zero: never.
+func (id Identity) Ends() time.Time {
+	if id.expires == 0 {
+		return time.Time{}
+	}
+	return time.Unix(id.expires, 0)
 }
 
 // Verified is an order whose signature, addressee, time and role were found good.
@@ -133,6 +142,13 @@ func (v *Verifier) Identify(token string, now time.Time) (Identity, error) {
 	return id, nil
 }
 
+// Still tells whether an identity that was proven before would be proven now: an error says that it expired, or was
+// revoked meanwhile.
+func (v *Verifier) Still(id Identity, now time.Time) error {
+	_, err := v.Identify(id.token, now)
+	return err
+}
+
 func (v *Verifier) follow(token string) (Identity, error) {
 	c, err := jwt.DecodeUserClaims(token)
 	if err != nil {
@@ -159,7 +175,7 @@ func (v *Verifier) follow(token string) (Identity, error) {
 	if err != nil {
 		return Identity{}, Refuse(Untrusted, "the user JWT's tags: %v", err)
 	}
-	return Identity{Name: c.Name, Role: Role(s.Role), Key: c.Subject, Targets: targets, XKey: xkeyOf(c), expires: c.Expires}, nil
+	return Identity{Name: c.Name, Role: Role(s.Role), Key: c.Subject, Targets: targets, XKey: xkeyOf(c), expires: c.Expires, token: token}, nil
 }
 
 // Verify checks an order against what the receiver expects. The order of the checks is from what

@@ -29,6 +29,10 @@ const (
 	queuedEvents = 256
 	queuedLooks  = 8
 
+	// What waits for Tunnels, in messages and bytes: some windows full of frames.
+	queuedFrames     = 8192
+	queuedFrameBytes = 16 << 20
+
 	// settled is how long a connection has to last before the next loss starts again with the
 	// shortest wait: a broker that accepts and throws out at once must not be hammered.
 	settled = time.Minute
@@ -45,6 +49,10 @@ type Options struct {
 	// Requests receives every message on protocol.NodeRequests. While it is full, messages are
 	// dropped and that is logged: whoever asks hears nothing and asks again.
 	Requests chan *nats.Msg
+
+	// Tunnels is called with every message on protocol.NodeTunnels, one after the other. While it is behind by more than
+	// a bound, messages are dropped, which the tunnels' senders find out; nil: the node has no tunnels.
+	Tunnels func(*nats.Msg)
 
 	Look      func(protocol.Look) // a hint, unsigned; it must not block
 	Account   func(token string)  // an account JWT from a controller, unverified; it must not block
@@ -139,12 +147,27 @@ func (l *Link) subscribe(ctx context.Context, nc *nats.Conn) error {
 	if _, err := nc.ChanSubscribe(protocol.LookSubject(l.node), l.looks); err != nil {
 		return fmt.Errorf("can't listen for looks: %w", err)
 	}
+	if err := l.subscribeTunnels(nc); err != nil {
+		return fmt.Errorf("can't listen for tunnels: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, loginTimeout)
 	defer cancel()
 	if err := nc.FlushWithContext(ctx); err != nil {
 		return fmt.Errorf("the broker does not confirm the subscriptions: %w", err)
 	}
 	return nil
+}
+
+// subscribeTunnels has frames handed over by a goroutine of their own: nothing else waits for a tunnel.
+func (l *Link) subscribeTunnels(nc *nats.Conn) error {
+	if l.o.Tunnels == nil {
+		return nil
+	}
+	frames, err := nc.Subscribe(protocol.NodeTunnels(l.node), l.o.Tunnels)
+	if err != nil {
+		return err
+	}
+	return frames.SetPendingLimits(queuedFrames, queuedFrameBytes)
 }
 
 func (l *Link) serve(ctx context.Context, nc *nats.Conn, lost <-chan error) error {
