@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/nix-infra/nix-infra/cli/client"
 	"github.com/nix-infra/nix-infra/cli/ui"
@@ -25,6 +26,11 @@ type asking struct {
 func (o *asking) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long a node may take for its answer")
+	o.manyFlags(f)
+}
+
+// manyFlags are those that are about several nodes.
+func (o *asking) manyFlags(f *pflag.FlagSet) {
 	f.IntVar(&o.concurrency, "concurrency", 256, "so many nodes work on it at the same time")
 	f.StringVar(&o.prefix, "prefix", "auto", "name the node in front of each line: auto (where several are asked), always or never")
 }
@@ -43,6 +49,15 @@ type question struct {
 
 // question connects and finds out who is asked.
 func (a *app) question(ctx context.Context, selectors []string, o asking) (*question, error) {
+	me, err := a.identity()
+	if err != nil {
+		return nil, err
+	}
+	return a.questionAs(ctx, me, selectors, o)
+}
+
+// questionAs is question for an identity that was opened before.
+func (a *app) questionAs(ctx context.Context, me *identity, selectors []string, o asking) (*question, error) {
 	switch {
 	case o.concurrency < 1:
 		return nil, fmt.Errorf("--concurrency %d: use 1 or more", o.concurrency)
@@ -51,7 +66,7 @@ func (a *app) question(ctx context.Context, selectors []string, o asking) (*ques
 	case o.prefix != "auto" && o.prefix != "always" && o.prefix != "never":
 		return nil, fmt.Errorf("--prefix %q: use auto, always or never", o.prefix)
 	}
-	s, err := a.connect(ctx)
+	s, err := a.connectAs(ctx, me)
 	if err != nil {
 		return nil, err
 	}
