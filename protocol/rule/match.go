@@ -3,6 +3,7 @@ package rule
 import (
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -71,7 +72,7 @@ func unknownProgram(rules []Rule, program string) error {
 			return protocol.Refuse(protocol.Denied, "no rule allows %.80q: rule %q has %s without a folder", program, rules[i].Name, name)
 		}
 	}
-	if why := never[name]; why != "" {
+	if why := never(name); why != "" {
 		return protocol.Refuse(protocol.Denied, "no rule allows %.80q: %s", program, why)
 	}
 	return protocol.Refuse(protocol.Denied, "no rule allows %.80q: the node's policy can add one (\"commands\", docs/policy.md)", program)
@@ -120,6 +121,16 @@ func (r *Rule) match(args []string) ([]string, *miss) {
 	return nil, nearest
 }
 
+// deniedWhy returns why there is no way to have an option or a word; "" of those that are not denied.
+func (r *Rule) deniedWhy(name string) string {
+	for _, d := range r.Denied {
+		if slices.Contains(d.Names, name) {
+			return d.Why
+		}
+	}
+	return ""
+}
+
 // parser holds arguments against one form.
 type parser struct {
 	rule *Rule
@@ -163,7 +174,7 @@ func (p *parser) run() *miss {
 		return &miss{at: p.at, why: "a subcommand is missing: ", expected: alternatives(p.form.Words[p.words])}
 	}
 	if what := p.missing(); what != "" {
-		return p.miss("operand missing: " + what)
+		return p.miss("there is no " + what)
 	}
 	p.putDefaults()
 	return nil
@@ -174,7 +185,7 @@ func (p *parser) miss(why string) *miss { return &miss{at: p.at, why: why} }
 func alternatives(word string) []string { return strings.Split(word, "|") }
 
 func (p *parser) word(arg string) *miss {
-	if why := p.denied(arg); why != "" {
+	if why := p.rule.deniedWhy(arg); why != "" {
 		return &miss{at: p.at, why: show(arg) + " is refused: " + why, known: true}
 	}
 	expected := alternatives(p.form.Words[p.words])
@@ -191,30 +202,30 @@ func (p *parser) word(arg string) *miss {
 
 // operand holds an operand against the kinds that the form still has: each kind takes all that fit, up to its most.
 func (p *parser) operand(arg string) *miss {
+	var expected []string
+	keptOut := false
 	for ; p.kind < len(p.form.Operands); p.kind, p.taken = p.kind+1, 0 {
 		k := &p.form.Operands[p.kind]
-		if p.taken < max(k.Max, 1) && p.fits(k.Pattern, k.Not, arg) {
-			p.taken++
-			p.out = append(p.out, arg)
-			return nil
+		if p.taken < max(k.Max, 1) {
+			if p.fits(k.Pattern, k.Not, arg) {
+				p.taken++
+				p.out = append(p.out, arg)
+				return nil
+			}
+			expected = append(expected, k.What)
+			keptOut = keptOut || p.fits(k.Pattern, "", arg)
 		}
-		if last := p.kind == len(p.form.Operands)-1; p.taken < k.Min || last {
-			return p.noOperand(k, arg)
+		if p.taken < k.Min {
+			break
 		}
 	}
-	return p.miss(show(arg) + " is one word too many")
-}
-
-func (p *parser) noOperand(k *Operand, arg string) *miss {
-	switch why := p.denied(arg); {
-	case why != "":
+	if why := p.rule.deniedWhy(arg); why != "" {
 		return &miss{at: p.at, why: show(arg) + " is refused: " + why, known: true}
-	case p.fits(k.Pattern, k.Not, arg):
-		return p.miss(show(arg) + " is one " + k.What + " too many")
-	case p.fits(k.Pattern, "", arg):
-		return &miss{at: p.at, why: show(arg) + " is a " + k.What + " that the rule keeps out", known: true}
 	}
-	return p.miss(show(arg) + " is no " + k.What + " as the rule has them")
+	if len(expected) == 0 {
+		return p.miss(show(arg) + " is one word too many")
+	}
+	return &miss{at: p.at, why: show(arg) + ": expected " + strings.Join(expected, ", or "), known: keptOut}
 }
 
 // missing returns what kind of operand has not come as often as it must.

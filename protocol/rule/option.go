@@ -88,7 +88,7 @@ func (p *parser) shortOptions(arg string) *miss {
 
 // option finds an option by a name, and counts it as given.
 func (p *parser) option(name string) (*Option, *miss) {
-	if why := p.denied(name); why != "" {
+	if why := p.rule.deniedWhy(name); why != "" {
 		return nil, &miss{at: p.at, why: "option " + show(name) + " is refused: " + why, known: true}
 	}
 	for _, options := range [][]Option{p.rule.Options, p.form.Options} {
@@ -116,15 +116,6 @@ func (p *parser) inFull(name string) string {
 					return "; none is abbreviated: " + n + "?"
 				}
 			}
-		}
-	}
-	return ""
-}
-
-func (p *parser) denied(name string) string {
-	for _, d := range p.rule.Denied {
-		if slices.Contains(d.Names, name) {
-			return d.Why
 		}
 	}
 	return ""
@@ -161,5 +152,5 @@ func (p *parser) checkValue(o *Option, name, value string) *miss {
 	case value != "" && p.fits(o.Value, "", value):
 		return &miss{at: p.at, why: "option " + name + ": the rule keeps " + show(value) + " out", known: true}
 	}
-	return p.miss("option " + name + ": " + show(value) + " is no value as the rule has them")
+	return p.miss("option " + name + ": " + show(value) + " does not fit " + o.Value)
 }

@@ -59,7 +59,7 @@ type Form struct {
 
 // Operand is a kind of operand. None ever begins with "-".
 type Operand struct {
-	What    string `json:"what"`          // for people: "unit", "file"
+	What    string `json:"what"`          // for people, after "expected": "a unit", "a file's path"
 	Pattern string `json:"pattern"`       // RE2, of the whole operand
 	Not     string `json:"not,omitempty"` // RE2, of the whole operand: those that are refused all the same
 	Min     int    `json:"min,omitempty"`

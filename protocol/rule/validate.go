@@ -135,6 +135,11 @@ func (r *Rule) checkOptions(options, beside []Option) error {
 				return fmt.Errorf("option %.80q: %w", o.Names, err)
 			}
 		}
+		for _, n := range o.Names {
+			if r.deniedWhy(n) != "" {
+				return fmt.Errorf("option %q: it is denied, too", n)
+			}
+		}
 		names = append(names, o.Names...)
 	}
 	return nil
