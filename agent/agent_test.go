@@ -129,18 +129,20 @@ type running struct {
 	told []string
 }
 
-func start(t *testing.T, dir string) *running {
+func start(t *testing.T, dir string, change ...func(*agent.Options)) *running {
 	t.Helper()
 	r := &running{t: t, host: &host{}, etc: t.TempDir(), done: make(chan error, 1)}
 	var ctx context.Context
 	ctx, r.cancel = context.WithCancel(context.Background())
-	go func() {
-		r.done <- agent.Run(ctx, agent.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Host: r.host, Facts: &heartbeat.Host{},
-			Interval: time.Second, Watchdog: time.Second,
-			Backoff: link.Backoff{Base: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Cap: 40 * time.Millisecond},
-			Notify:  func(s string) { r.mu.Lock(); r.told = append(r.told, s); r.mu.Unlock() },
-			Deploy:  func(o *reconcile.Options) { o.Etc, o.Roots = r.etc, filepath.Join(dir, "roots") }})
-	}()
+	o := agent.Options{Dir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Host: r.host, Facts: &heartbeat.Host{},
+		Interval: time.Second, Watchdog: time.Second,
+		Backoff: link.Backoff{Base: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Cap: 40 * time.Millisecond},
+		Notify:  func(s string) { r.mu.Lock(); r.told = append(r.told, s); r.mu.Unlock() },
+		Deploy:  func(o *reconcile.Options) { o.Etc, o.Roots = r.etc, filepath.Join(dir, "roots") }}
+	for _, c := range change {
+		c(&o)
+	}
+	go func() { r.done <- agent.Run(ctx, o) }()
 	t.Cleanup(r.stop)
 	return r
 }
