@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"time"
 
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/tunnel"
 )
 
 // end is what a tunnel leads to.
@@ -102,41 +101,8 @@ type dialled struct {
 
 func (d *dialled) give() { d.Close() }
 
-// carry copies both ways. An end that is a real one is passed on as one; where either side broke, the other one is
-// made to see that, too.
 func (d *dialled) carry(_ context.Context, t *open) error {
-	go func() {
-		<-t.Done()
-		if t.Err() != nil {
-			_ = d.SetLinger(0) // the other side gets a reset, not what looks like the end
-		}
-		d.Close()
-	}()
-	there := make(chan struct{})
-	go func() {
-		defer close(there)
-		if _, err := io.Copy(d.TCPConn, t.Conn); err != nil {
-			t.Reset(d.explain(err).Error())
-			return
-		}
-		_ = d.CloseWrite() // where the other side is gone, the copy back shows it
-	}()
-	if _, err := io.Copy(t.Conn, d.TCPConn); err != nil {
-		t.Reset(d.explain(err).Error())
-	} else {
-		_ = t.CloseWrite() // it fails where the tunnel broke
-	}
-	<-there
-	return t.Err()
-}
-
-// explain says what went wrong without what the system's words have around it.
-func (d *dialled) explain(err error) error {
-	var call *os.SyscallError
-	if errors.As(err, &call) {
-		err = call.Err
-	}
-	return fmt.Errorf("%s: %w", d.to, err)
+	return tunnel.Join(t.Conn, d.TCPConn, d.to)
 }
 
 // uploading is the agent itself, which takes files in.

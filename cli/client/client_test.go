@@ -16,7 +16,7 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-func connect(t *testing.T, f *fleettest.Fleet, name string, role protocol.Role) *client.Client {
+func connect(t testing.TB, f *fleettest.Fleet, name string, role protocol.Role) *client.Client {
 	t.Helper()
 	c, err := client.Connect(t.Context(), client.Config{URLs: []string{f.URL}, CA: f.Authority.CA.Public(), Signer: f.Signer(name, role), Name: name})
 	if err != nil {

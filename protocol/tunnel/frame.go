@@ -29,6 +29,11 @@ const (
 	maxFrame = headSize + 8 + maxData + sealSize
 )
 
+// IsFrame tells frames from the JSON that else comes on the same subject.
+func IsFrame(b []byte) bool {
+	return len(b) > 0 && kind(b[0]) >= kindData && kind(b[0]) <= kindReset
+}
+
 // frame is one that is opened, or not sealed yet.
 type frame struct {
 	kind kind

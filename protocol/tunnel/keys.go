@@ -31,12 +31,15 @@ type Keys struct {
 	send, receive cipher.AEAD
 }
 
-// NewKey makes the key that one end uses for one tunnel; its public half is in the order or the reply.
-func NewKey() (*ecdh.PrivateKey, error) { return ecdh.X25519().GenerateKey(rand.Reader) }
+// PrivateKey is the key that one end uses for one tunnel; its public half is in the order or the reply.
+type PrivateKey = ecdh.PrivateKey
+
+// NewKey makes a PrivateKey.
+func NewKey() (*PrivateKey, error) { return ecdh.X25519().GenerateKey(rand.Reader) }
 
 // UserKeys agrees on keys at the user's end. Only who holds the node's curve key gets the same ones; that the user's
 // end is who it says is what the signature over the order proves to the node.
-func UserKeys(once *ecdh.PrivateKey, a Agreed) (Keys, error) {
+func UserKeys(once *PrivateKey, a Agreed) (Keys, error) {
 	static, err := curveKey(a.XKey)
 	if err != nil {
 		return Keys{}, err
@@ -50,7 +53,7 @@ func UserKeys(once *ecdh.PrivateKey, a Agreed) (Keys, error) {
 }
 
 // NodeKeys agrees on keys at the node's end; xkey is the node's curve key, whose public half a.XKey is set to.
-func NodeKeys(once *ecdh.PrivateKey, xkey nkeys.KeyPair, a Agreed) (Keys, error) {
+func NodeKeys(once *PrivateKey, xkey nkeys.KeyPair, a Agreed) (Keys, error) {
 	var err error
 	if a.XKey, err = xkey.PublicKey(); err != nil {
 		return Keys{}, err

@@ -7,6 +7,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/tunnel"
 )
 
 // Node is an enrolled node that is connected and beats.
@@ -17,6 +18,7 @@ type Node struct {
 	script Script // under fleet.mu
 
 	streams underWay
+	tunnels tunnels
 }
 
 // XKey is the node's private curve key.
@@ -38,6 +40,8 @@ type Script struct {
 	Answers func(o *protocol.Verified) (any, error)
 	// Streams is how it answers the actions that it has here, in parts.
 	Streams map[protocol.Action]Streams
+	// Tunnels is what is at the other end of a tunnel to an address: what it returns has the node's end, and closes it.
+	Tunnels func(to string) (func(c *tunnel.Conn), error)
 }
 
 // Script has the node do so from here on.
@@ -90,6 +94,8 @@ func (n *Node) connect() {
 		_, err := n.nc.Subscribe(subject, n.serve)
 		must(n.fleet.t, err)
 	}
+	_, err := n.nc.Subscribe(protocol.NodeTunnels(n.Name), n.frame)
+	must(n.fleet.t, err)
 	must(n.fleet.t, n.nc.Flush())
 }
 
@@ -154,6 +160,8 @@ func (n *Node) serve(m *nats.Msg) {
 	}
 	switch answers := script.Answers; {
 	case err != nil:
+	case o.Action == protocol.OpenTunnel && script.Tunnels != nil:
+		body, err = n.openTunnel(o, script.Tunnels)
 	case o.Action == protocol.Stream:
 		err = n.order(o.Payload)
 	case answers != nil:
