@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/ui"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/atomicfile"
@@ -182,7 +183,7 @@ func expiry(s string, now time.Time) (*time.Time, error) {
 		at, err = time.Parse(time.DateOnly, s)
 	}
 	if err != nil {
-		d, err := age(s)
+		d, err := project.ParseAge(s)
 		if err != nil {
 			return nil, fmt.Errorf("%q is no time; use such as 90d, 12h or 2027-01-31", s)
 		}

@@ -102,21 +102,26 @@ func (b *buildFlags) cache(s project.Settings) (project.Cache, error) {
 }
 
 // sourceFor is where the systems of a deployment come from. With --build=local, they are built and pushed before it
-// returns. s is nil where no controller is asked.
+// returns, but not where one of the nodes can't have its secrets. s is nil where no controller is asked.
 func (a *app) sourceFor(ctx context.Context, me *identity, s *session, o *deployOptions, chosen, all []protocol.NodeState) (source, error) {
-	t := newTrees(me.project, o.treeFlags, all)
+	t := a.newTrees(me.project, o.treeFlags, all)
+	sealed, err := a.sealSecrets(me, t, chosen)
+	if err != nil {
+		return nil, err
+	}
 	if o.where == onNode {
-		return t.source, nil
+		return sealed.with(t.source), nil
 	}
 	cache, err := o.cache(me.project.Settings)
 	if err != nil {
 		return nil, err
 	}
 	if o.where == here {
-		return a.buildHere(ctx, s, o, t, cache, chosen)
+		built, err := a.buildHere(ctx, s, o, t, cache, chosen)
+		return sealed.with(built), err
 	}
-	return func(_ *plan, m *protocol.Manifest) error {
+	return sealed.with(func(_ *plan, m *protocol.Manifest) error {
 		m.Closure = &protocol.Closure{Path: o.paths[0], Caches: cache.Pulls(), Keys: cache.Keys}
 		return nil
-	}, nil
+	}), nil
 }

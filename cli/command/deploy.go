@@ -114,5 +114,8 @@ func (a *app) deploy(ctx context.Context, o *deployOptions) error {
 	if err != nil {
 		return err
 	}
+	if order.mode == protocol.DryActivate {
+		a.tellSecrets(p)
+	}
 	return a.carryOut(ctx, s, p, &o.rolloutFlags)
 }

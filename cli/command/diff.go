@@ -28,8 +28,8 @@ func (a *app) diffCommand() *cobra.Command {
 		Use:   "diff SELECTOR...",
 		Short: "Show what a deploy would change",
 		Long: `Show what a deploy would change: the files of each node that are other ones now than what was deployed to it
-last. What changes in the same way on many nodes is shown once. A flake.lock that Nix made by itself is no
-change.
+last, and the names of secrets that it would get, lose, or get another value of. What changes in the same way on many
+nodes is shown once. A flake.lock that Nix made by itself is no change.
 
 With --closure the nodes then build their systems, and say which units a switch would stop, restart, reload
 and start, and which packages it would bring, remove and change; nothing is switched (it is a deploy with
@@ -65,7 +65,7 @@ func (a *app) diff(ctx context.Context, selectors []string, o diffOptions) error
 	if err != nil {
 		return err
 	}
-	t := newTrees(s.me.project, o.treeFlags, all)
+	t := a.newTrees(s.me.project, o.treeFlags, all)
 	systems, err := composeAll(t, chosen)
 	if err != nil {
 		return err
@@ -78,9 +78,16 @@ func (a *app) diff(ctx context.Context, selectors []string, o diffOptions) error
 	if err != nil {
 		return err
 	}
+	if err := a.compareSecrets(ctx, s, t, chosen, differences); err != nil {
+		return err
+	}
 	a.tellDifferences(differences, o.stat)
 	if o.closure {
-		p, err := makePlan(s.me.signer, order, chosen, t.source, time.Now())
+		sealed, err := a.sealSecrets(s.me, t, chosen)
+		if err != nil {
+			return err
+		}
+		p, err := makePlan(s.me.signer, order, chosen, sealed.with(t.source), time.Now())
 		if err != nil {
 			return err
 		}
@@ -130,6 +137,8 @@ type difference struct {
 	deployment string // whose files are compared with; "": nothing was deployed yet
 	unknown    string // why nothing can be compared
 	changes    []change
+	base       *protocol.Manifest // that deployment's; nil: there is none
+	secrets    []secretChange
 }
 
 // change is a file that would be another one.
@@ -165,7 +174,7 @@ func (d *differ) one(ctx context.Context, n *protocol.NodeState, tree *project.T
 		return r, fmt.Errorf("%s: %w", n.Name, err)
 	}
 	before, after := map[string]*protocol.File{}, map[string]*protocol.File{}
-	if base != nil {
+	if r.base = base; base != nil {
 		r.deployment = base.Deployment
 		for i := range base.Files {
 			before[base.Files[i].Path] = &base.Files[i]

@@ -39,6 +39,14 @@ type fileDifference struct {
 	Diff    string   `json:"diff"`
 }
 
+// secretDifference is a secret that some nodes would get, lose, or get another value of, in `diff --json`.
+type secretDifference struct {
+	Event  string   `json:"event"` // secret
+	Name   string   `json:"name"`
+	Change string   `json:"change"` // added, removed or changed
+	Nodes  []string `json:"nodes"`
+}
+
 // maxCompared is up to which size files are compared line by line, in bytes.
 const maxCompared = 1 << 20
 
@@ -122,7 +130,7 @@ func executable(f *protocol.File) bool { return f != nil && f.Exec }
 
 // tellDifferences shows them, with stat only how many lines change.
 func (a *app) tellDifferences(all differences, stat bool) {
-	folded := all.fold()
+	folded, secrets := all.fold(), all.foldSecrets()
 	if a.json {
 		for _, d := range all {
 			a.document(d.document())
@@ -132,6 +140,9 @@ func (a *app) tellDifferences(all differences, stat bool) {
 				f.Diff = ""
 			}
 			a.document(f)
+		}
+		for _, d := range secrets {
+			a.document(d)
 		}
 		return
 	}
@@ -148,6 +159,9 @@ func (a *app) tellDifferences(all differences, stat bool) {
 		a.say("%s %s %s\n", a.out.Paint(ui.Bold, ui.Clean(f.Path)), f.Change, on)
 		a.printDiff(f.Diff)
 		a.say("\n")
+	}
+	for _, d := range secrets {
+		a.say("secret %s %s on %s: %s\n", d.Name, d.Change, nodes(len(d.Nodes)), some(d.Nodes))
 	}
 	a.say("%s", all.summary())
 }
@@ -186,7 +200,7 @@ func (d *difference) document() nodeDifference {
 
 // summary says in a few lines which nodes would change.
 func (all differences) summary() string {
-	var same, other, fresh []string
+	var same, other, secrets, fresh []string
 	var b strings.Builder
 	for _, d := range all {
 		switch {
@@ -196,6 +210,8 @@ func (all differences) summary() string {
 			fresh = append(fresh, d.node)
 		case len(d.changes) > 0:
 			other = append(other, d.node)
+		case len(d.secrets) > 0:
+			secrets = append(secrets, d.node)
 		default:
 			same = append(same, d.node)
 		}
@@ -203,7 +219,7 @@ func (all differences) summary() string {
 	for _, line := range []struct {
 		names []string
 		says  string
-	}{{other, "would get other files"}, {fresh, "had no deployment yet: all files are new"}, {same, "would get the same files"}} {
+	}{{other, "would get other files"}, {secrets, "would get other secrets only"}, {fresh, "had no deployment yet: all files are new"}, {same, "would get the same files"}} {
 		if len(line.names) > 0 {
 			fmt.Fprintf(&b, "%s %s: %s\n", nodes(len(line.names)), line.says, some(line.names))
 		}
@@ -216,7 +232,7 @@ func (all differences) outcome(exitCode bool) error {
 	differ := false
 	var unknown []string
 	for _, d := range all {
-		differ = differ || len(d.changes) > 0
+		differ = differ || len(d.changes) > 0 || len(d.secrets) > 0
 		if d.unknown != "" {
 			unknown = append(unknown, d.node)
 		}

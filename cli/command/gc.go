@@ -3,7 +3,6 @@ package command
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/ui"
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -56,22 +56,8 @@ stays, whatever the flags say. Collecting can take many minutes: Ctrl-C stops wa
 	return c
 }
 
-// age reads a duration that may be in days or weeks.
-func age(s string) (time.Duration, error) {
-	units := map[byte]time.Duration{'d': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
-	if n := len(s) - 1; n > 0 && units[s[n]] > 0 {
-		count, err := strconv.ParseUint(s[:n], 10, 16)
-		if err == nil && time.Duration(count) <= math.MaxInt64/units[s[n]] {
-			return time.Duration(count) * units[s[n]], nil
-		}
-	} else if d, err := time.ParseDuration(s); err == nil && d >= 0 && d%time.Second == 0 {
-		return d, nil
-	}
-	return 0, fmt.Errorf("%q is no age; use such as 14d, 2w or 12h", s)
-}
-
 func (a *app) gc(ctx context.Context, selectors []string, o gcOptions) error {
-	old, err := age(o.olderThan)
+	old, err := project.ParseAge(o.olderThan)
 	if err != nil {
 		return fmt.Errorf("--older-than: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/ui"
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -107,7 +108,7 @@ func (o *logsOptions) complete(now time.Time) error {
 
 // moment reads a time, or an age.
 func moment(s string, now time.Time) (time.Time, error) {
-	if d, err := age(s); err == nil {
+	if d, err := project.ParseAge(s); err == nil {
 		return now.Add(-d), nil
 	}
 	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", time.DateTime, "2006-01-02 15:04", time.DateOnly} {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nix-infra/nix-infra/cli/client/fleettest"
+	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -107,12 +108,12 @@ func TestGCIsWaitedFor(t *testing.T) {
 
 func TestAge(t *testing.T) {
 	for text, want := range map[string]time.Duration{"14d": 14 * 24 * time.Hour, "2w": 14 * 24 * time.Hour, "12h": 12 * time.Hour, "0": 0, "90m": 90 * time.Minute, "0d": 0} {
-		if got, err := age(text); err != nil || got != want {
+		if got, err := project.ParseAge(text); err != nil || got != want {
 			t.Errorf("%s: %s, %v", text, got, err)
 		}
 	}
 	for _, bad := range []string{"", "d", "14", "-1d", "1.5d", "-1h", "1ms", "99999d", "1y", "w"} {
-		if got, err := age(bad); err == nil {
+		if got, err := project.ParseAge(bad); err == nil {
 			t.Errorf("%q is %s", bad, got)
 		}
 	}

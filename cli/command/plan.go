@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -19,7 +18,6 @@ type plan struct {
 	items    []planned
 	blobs    map[string][]byte // files and manifests, by digest
 	warnings []string
-	secrets  map[string]bool // that the trees name
 }
 
 // planned is one node's part.
@@ -70,7 +68,7 @@ func (p *plan) offline() []string {
 // makePlan signs a manifest for each chosen node and, where the strategy takes back what failed, the way back.
 // Files that nodes share are one blob.
 func makePlan(signer *protocol.Signer, o order, chosen []protocol.NodeState, from source, now time.Time) (*plan, error) {
-	p := &plan{blobs: map[string][]byte{}, secrets: map[string]bool{}}
+	p := &plan{blobs: map[string][]byte{}}
 	p.request = protocol.DeployRequest{Deployment: protocol.NewDeploymentID(now), Mode: o.mode, Strategy: o.strategy}
 	var broken []error
 	for _, n := range chosen {
@@ -91,10 +89,6 @@ func makePlan(signer *protocol.Signer, o order, chosen []protocol.NodeState, fro
 	}
 	if len(broken) > 0 {
 		return nil, several("can't be composed; nothing was deployed", broken)
-	}
-	if len(p.secrets) > 0 {
-		p.warnings = append(p.warnings, fmt.Sprintf("delivering secrets is not part of this version; the nodes have to have these already: %s",
-			strings.Join(slices.Sorted(maps.Keys(p.secrets)), ", ")))
 	}
 	return p, nil
 }
@@ -140,6 +134,7 @@ func wayBack(m *protocol.Manifest) *protocol.Manifest {
 	back := *m
 	back.Serial, back.Deployment, back.Mode = m.Serial+1, protocol.BackID(m.Deployment), protocol.Switch
 	back.Files, back.Impure, back.Closure, back.Rollback = nil, false, nil, &protocol.Rollback{Before: m.Deployment}
+	back.Secrets = nil // the system that it goes back to has its own
 	return &back
 }
 
@@ -151,13 +146,15 @@ func (p *plan) addTree(m *protocol.Manifest, tree *project.Tree) {
 		m.Files = append(m.Files, protocol.File{Path: f.Path, SHA256: digest, Size: int64(len(f.Data)), Exec: f.Mode&0o111 != 0})
 	}
 	slices.SortFunc(m.Files, func(a, b protocol.File) int { return strings.Compare(a.Path, b.Path) })
-	for _, w := range tree.Warnings {
+	p.warn(tree.Warnings...)
+}
+
+// warn adds warnings, those that are there already once.
+func (p *plan) warn(warnings ...string) {
+	for _, w := range warnings {
 		if !slices.Contains(p.warnings, w) {
 			p.warnings = append(p.warnings, w)
 		}
-	}
-	for _, s := range slices.Concat(tree.Secrets, tree.PreBuildSecrets) {
-		p.secrets[s] = true
 	}
 }
 

@@ -2,10 +2,12 @@ package command
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
 	"github.com/nix-infra/nix-infra/cli/project"
+	"github.com/nix-infra/nix-infra/cli/vault"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -15,6 +17,7 @@ type treeFlags struct {
 	testDir                  string
 	allowUnknownPlaceholders bool
 	impure                   bool
+	allowMissing             bool
 }
 
 func (t *treeFlags) register(f *pflag.FlagSet) {
@@ -22,6 +25,7 @@ func (t *treeFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&t.nixosVersion, "nixos-version", "", "NixOS version for all of them, this time")
 	f.StringVar(&t.testDir, "test-dir", "", "folder of a test whose nodes and app modules come on top")
 	f.BoolVar(&t.allowUnknownPlaceholders, "allow-unknown-placeholders", false, "leave placeholders that nobody knows as they are")
+	f.BoolVar(&t.allowMissing, "allow-missing", false, "leave out secrets that are not in the project, with a warning: a node that has one of before loses it")
 	f.BoolVar(&t.impure, "impure", false, "let the evaluation see the environment of the machine that builds")
 }
 
@@ -29,20 +33,43 @@ func (t *treeFlags) register(f *pflag.FlagSet) {
 type trees struct {
 	treeFlags
 	project *project.Project
+	secrets *vault.Secrets
 	known   []project.NodeFacts
 	control []string
 }
 
-func newTrees(p *project.Project, f treeFlags, all []protocol.NodeState) *trees {
-	return &trees{f, p, nodeFacts(all), p.ControlNodes()}
+func (a *app) newTrees(p *project.Project, f treeFlags, all []protocol.NodeState) *trees {
+	return &trees{f, p, a.secretStore(p), nodeFacts(all), p.ControlNodes()}
 }
 
-func (t *trees) of(node string) (*project.Tree, error) {
-	return t.project.Tree(project.TreeRequest{
+func (t *trees) of(node string) (*project.Tree, error) { return t.project.Tree(t.request(node)) }
+
+func (t *trees) request(node string) project.TreeRequest {
+	return project.TreeRequest{
 		Node: node, NodeModule: t.nodeModule, NixOSVersion: t.nixosVersion, TestDir: t.testDir,
 		Control: slices.Contains(t.control, node), ControlNodes: pick(t.known, t.control), ClusterUUID: t.project.Env.Get("CLUSTER_UUID"),
-		Nodes: t.known, AllowUnknownPlaceholders: t.allowUnknownPlaceholders,
-	})
+		Nodes: t.known, TrustedKeys: t.trustedKeys, AllowUnknownPlaceholders: t.allowUnknownPlaceholders,
+	}
+}
+
+// trustedKeys are the public keys of binary caches, which the earlier tool kept among the secrets.
+func (t *trees) trustedKeys() ([]string, error) {
+	names, err := t.secrets.Names()
+	if err != nil {
+		return nil, err
+	}
+	var keys []string
+	for _, name := range names {
+		if !strings.HasPrefix(name, project.TrustedKeysPrefix) {
+			continue
+		}
+		key, err := t.secrets.Get(name)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, string(key))
+	}
+	return keys, nil
 }
 
 // source has each node build its tree.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -92,10 +91,10 @@ func (e unknownError) Error() string { return e.hint }
 func (c *composer) resolve(s slot, key string) (string, error) {
 	if s == nodeSlot {
 		if rest, ok := strings.CutPrefix(key, preBuildPrefix); ok {
-			return c.secret(rest, &c.secrets, &c.preBuild)
+			return secretName(rest)
 		}
 		if rest, ok := strings.CutPrefix(key, secretPrefix); ok {
-			return c.secret(rest, &c.secrets)
+			return secretName(rest)
 		}
 	}
 	for _, k := range fixedKeys {
@@ -133,6 +132,9 @@ func (p *Project) Fill(r TreeRequest, text string, secret func(name string) (str
 				value, err = secret(value)
 			}
 		}
+		if unknown := (unknownError{}); errors.As(err, &unknown) && c.AllowUnknownPlaceholders {
+			return "", false
+		}
 		if err != nil {
 			c.errs = append(c.errs, fmt.Errorf("placeholder [%%%%%s%%%%]: %w", show(key), err))
 		}
@@ -169,18 +171,6 @@ func (c *composer) hint(s slot, key string) string {
 		here = append(here, secretPrefix+"NAME", preBuildPrefix+"NAME", "NODE"+ipv4Suffix, "NODE"+overlaySuffix)
 	}
 	return "nothing is filled in under this name" + hint(key, "names", here)
-}
-
-// secret records the name of a secret; only the last element of the path counts.
-func (c *composer) secret(rest string, lists ...*[]string) (string, error) {
-	name := path.Base(rest)
-	if strings.HasSuffix(rest, "/") || !keyNameForm.MatchString(name) {
-		return "", errors.New("this names no secret; use letters, digits and . _ @ + -, the first a letter, digit or _")
-	}
-	for _, list := range lists {
-		*list = append(*list, name)
-	}
-	return name, nil
 }
 
 // nixString refuses a value that would end the Nix string that it is put into, or begin code in it.

@@ -33,21 +33,23 @@ const (
 
 // Settings is nix-infra.yaml.
 type Settings struct {
-	Fleet       string                  `yaml:"fleet"`              // a DNS label
-	Controllers []string                `yaml:"controllers"`        // tls://host:4222 and wss://host:443, in order of preference
-	Defaults    Defaults                `yaml:"defaults,omitempty"` // for every node
-	Rollout     Rollout                 `yaml:"rollout,omitempty"`  // how deployments reach their nodes, where flags don't say
-	Cache       Cache                   `yaml:"cache,omitempty"`    // the binary cache of systems that are built here
-	SSHKey      string                  `yaml:"ssh_key,omitempty"`  // name of the key pair below ssh/
-	Nodes       map[string]NodeSettings `yaml:"nodes,omitempty"`    // what differs, by node
+	Fleet       string                    `yaml:"fleet"`              // a DNS label
+	Controllers []string                  `yaml:"controllers"`        // tls://host:4222 and wss://host:443, in order of preference
+	Defaults    Defaults                  `yaml:"defaults,omitempty"` // for every node
+	Rollout     Rollout                   `yaml:"rollout,omitempty"`  // how deployments reach their nodes, where flags don't say
+	Cache       Cache                     `yaml:"cache,omitempty"`    // the binary cache of systems that are built here
+	SSHKey      string                    `yaml:"ssh_key,omitempty"`  // name of the key pair below ssh/
+	Secrets     map[string]SecretSettings `yaml:"secrets,omitempty"`  // what holds for some secrets, by name
+	Nodes       map[string]NodeSettings   `yaml:"nodes,omitempty"`    // what differs, by node
 }
 
 // Defaults hold for each node that does not say otherwise.
 type Defaults struct {
-	NixOSVersion string `yaml:"nixos_version,omitempty"` // such as 25.11
-	StateVersion string `yaml:"state_version,omitempty"` // for system.stateVersion: what was the version when the nodes were new
-	NodeModule   string `yaml:"node_module,omitempty"`   // such as node_types/standalone_machine.nix, or its bare name
-	Arch         string `yaml:"arch,omitempty"`          // such as x86_64-linux
+	NixOSVersion string `yaml:"nixos_version,omitempty"`  // such as 25.11
+	StateVersion string `yaml:"state_version,omitempty"`  // for system.stateVersion: what was the version when the nodes were new
+	NodeModule   string `yaml:"node_module,omitempty"`    // such as node_types/standalone_machine.nix, or its bare name
+	Arch         string `yaml:"arch,omitempty"`           // such as x86_64-linux
+	SecretMaxAge string `yaml:"secret_max_age,omitempty"` // such as 365d: secrets that are older should be rotated
 }
 
 // NodeSettings are one node's.
@@ -71,6 +73,8 @@ const header = `# The settings of this nix-infra project.
 #   rollout       how a deployment reaches its nodes, where the flags don't say: canary, batch, order,
 #                 max_unavailable, max_failures, on_failure, soak, at, window (see nix-infra deploy --help)
 #   cache         the binary cache that deploy --build=local pushes to (push) and nodes pull from (pull, keys)
+#   secrets       by name: max_age, such as 90d, from when on it is due to be rotated (defaults.secret_max_age
+#                 is that of all), and generate, the bytes of randomness of its new value
 #   ssh_key       name of the key pair below ssh/
 #   nodes         by name, what differs from the defaults, and: tags, ipv4
 `
@@ -166,8 +170,14 @@ func (s Settings) mistakes() []mistake {
 	add(validVersion(d.StateVersion), "defaults", "state_version")
 	add(validModule(d.NodeModule), "defaults", "node_module")
 	add(validArch(d.Arch), "defaults", "arch")
+	add(validMaxAge(d.SecretMaxAge), "defaults", "secret_max_age")
 	s.Rollout.mistakes(func(err error, words ...string) { add(err, append([]string{"rollout"}, words...)...) })
 	s.Cache.mistakes(func(err error, words ...string) { add(err, append([]string{"cache"}, words...)...) })
+	for _, name := range slices.Sorted(maps.Keys(s.Secrets)) {
+		add(protocol.CheckSecretName(name), "secrets", name)
+		add(validMaxAge(s.Secrets[name].MaxAge), "secrets", name, "max_age")
+		add(validGenerate(s.Secrets[name].Generate), "secrets", name, "generate")
+	}
 	add(validKeyName(s.SSHKey), "ssh_key")
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		n := s.Nodes[name]

@@ -49,10 +49,8 @@ type File struct {
 
 // Tree is what one node's /etc/nixos is made of, but for the files that are the node's own.
 type Tree struct {
-	Files           []File   // sorted by path
-	Secrets         []string // that the node's file names, sorted
-	PreBuildSecrets []string // those of them that a build needs
-	Warnings        []string // a line each
+	Files    []File   // sorted by path
+	Warnings []string // a line each
 }
 
 // composer is one tree in the making. It goes on after a mistake, so that all are reported together.
@@ -65,8 +63,6 @@ type composer struct {
 
 	servers  []Server
 	files    []File
-	secrets  []string
-	preBuild []string
 	warnings []string
 	errs     []error
 }
@@ -93,7 +89,7 @@ func (p *Project) Tree(r TreeRequest) (*Tree, error) {
 		return nil, err
 	}
 	slices.SortFunc(c.files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
-	return &Tree{Files: c.files, Secrets: sortedSet(c.secrets), PreBuildSecrets: sortedSet(c.preBuild), Warnings: c.warnings}, nil
+	return &Tree{Files: c.files, Warnings: c.warnings}, nil
 }
 
 func (p *Project) newComposer(r TreeRequest) (*composer, error) {
@@ -232,12 +228,23 @@ func (c *composer) findNodeModule() (string, File, error) {
 
 // addNodeFile adds nodes/<node>.nix where there is one.
 func (c *composer) addNodeFile() {
+	f, where, err := c.nodeFile()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		c.errs = append(c.errs, err)
+	default:
+		c.render(f, where, c.Node+".nix", nodeSlot)
+	}
+}
+
+// nodeFile reads the node's own file, and tells where it is; fs.ErrNotExist where it has none.
+func (c *composer) nodeFile() (f File, where string, err error) {
 	src, name := c.source, "nodes/"+c.Node+".nix"
 	if c.TestDir != "" {
 		dir, err := filepath.EvalSymlinks(locate(c.project.Dir, c.TestDir))
 		if err != nil {
-			c.errs = append(c.errs, fmt.Errorf("test folder %s does not exist, neither below the project nor here", show(c.TestDir)))
-			return
+			return File{}, "", fmt.Errorf("test folder %s does not exist, neither below the project nor here", show(c.TestDir))
 		}
 		if rel, err := filepath.Rel(src.root, dir); err == nil && filepath.IsLocal(rel) {
 			name = path.Join(filepath.ToSlash(rel), name)
@@ -245,14 +252,8 @@ func (c *composer) addNodeFile() {
 			src = source{dir, c.TestDir}
 		}
 	}
-	f, err := src.read(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		c.errs = append(c.errs, err)
-	default:
-		c.render(f, path.Join(src.name, name), c.Node+".nix", nodeSlot)
-	}
+	f, err = src.read(name)
+	return f, path.Join(src.name, name), err
 }
 
 func sortedSet(s []string) []string {

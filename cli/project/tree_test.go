@@ -46,11 +46,16 @@ func TestGolden(t *testing.T) {
 			ControlNodes: []NodeFacts{{Name: "etcd001", IPv4: "192.0.2.1"}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tree, err := openFixture(t, filepath.Join("testdata", c.dir)).Tree(c.r)
+			p := openFixture(t, filepath.Join("testdata", c.dir))
+			tree, err := p.Tree(c.r)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := printed(tree)
+			secrets, err := p.Secrets(c.r.Node, c.r.TestDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := printed(tree, secrets)
 			golden := filepath.Join("testdata", "golden", name+".txt")
 			if *update {
 				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
@@ -71,9 +76,15 @@ func TestGolden(t *testing.T) {
 
 func trusted() ([]string, error) { return []string{"cache.example.org-1:c2VjcmV0+/=\n"}, nil }
 
-func printed(tree *Tree) string {
+func printed(tree *Tree, secrets []SecretUse) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "secrets %q\npre-build %q\nwarnings %q\n", tree.Secrets, tree.PreBuildSecrets, tree.Warnings)
+	all, preBuild := []string{}, []string{}
+	for _, s := range secrets {
+		if all = append(all, s.Name); s.PreBuild {
+			preBuild = append(preBuild, s.Name)
+		}
+	}
+	fmt.Fprintf(&b, "secrets %q\npre-build %q\nwarnings %q\n", all, preBuild, tree.Warnings)
 	for _, f := range tree.Files {
 		fmt.Fprintf(&b, "== %s %o\n%s", f.Path, f.Mode, f.Data)
 	}
@@ -205,8 +216,9 @@ func TestTreeAllows(t *testing.T) {
 	if got := string(tree.Files[4].Data); tree.Files[4].Path != "n1.nix" || got != want {
 		t.Errorf("%s: %q", tree.Files[4].Path, got)
 	}
-	if !reflect.DeepEqual(tree.Secrets, []string{"a", "b", "c"}) || !reflect.DeepEqual(tree.PreBuildSecrets, []string{"c"}) {
-		t.Errorf("secrets %q, before the build %q", tree.Secrets, tree.PreBuildSecrets)
+	secrets, err := p.Secrets("n1", "")
+	if want := []SecretUse{{"a", false, "nodes/n1.nix:2"}, {"b", false, "nodes/n1.nix:2"}, {"c", true, "nodes/n1.nix:2"}}; err != nil || !reflect.DeepEqual(secrets, want) {
+		t.Errorf("secrets %v, %v", secrets, err)
 	}
 	if len(tree.Warnings) != 1 || !strings.HasPrefix(tree.Warnings[0], "nodes/n1.nix:1: unknown placeholder [%%what%%] left in place") {
 		t.Errorf("warnings %q", tree.Warnings)

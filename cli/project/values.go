@@ -129,7 +129,8 @@ func (c *composer) overlayIP(node string) (string, error) {
 	return about.OverlayIP, validIPv4(about.OverlayIP)
 }
 
-const trustedPrefix = "nix-store.trusted-public-keys"
+// TrustedKeysPrefix is how the names of secrets begin that are public keys of binary caches.
+const TrustedKeysPrefix = "nix-store.trusted-public-keys"
 
 // trustedForm is a public key as nix prints it: name:base64.
 var trustedForm = regexp.MustCompile(`^[A-Za-z0-9._-]+:[A-Za-z0-9+/]+=*$`)
@@ -141,7 +142,7 @@ func (c *composer) trustedKeys() (string, error) {
 		if keys, err = c.TrustedKeys(); err != nil {
 			return "", err
 		}
-	} else if found, _ := filepath.Glob(filepath.Join(c.source.root, "secrets", trustedPrefix+"*")); len(found) > 0 {
+	} else if found, _ := filepath.Glob(filepath.Join(c.source.root, "secrets", TrustedKeysPrefix+"*")); len(found) > 0 {
 		return "", fmt.Errorf("secrets/%s is encrypted, and this command does not read secrets", show(filepath.Base(found[0])))
 	}
 	var list strings.Builder

@@ -95,37 +95,36 @@ func (s *Secrets) Format(name string) (Format, error) {
 	return format, err
 }
 
-// Migrate encrypts a secret of the earlier tool as it should be. The old file goes once the new one was read back.
-func (s *Secrets) Migrate(name string) error {
-	value, _, err := s.readLegacy(name)
+// Migrate encrypts a secret of the earlier tool as it should be, and tells how it was stored. The old file goes once the
+// new one was read back. Where there is a new one already, of another value, both stay.
+func (s *Secrets) Migrate(name string) (Format, error) {
+	value, format, err := s.readLegacy(name)
 	if err != nil {
-		return err
+		return format, err
 	}
-	changed := s.Changed(name)
-	if err := s.put(name, value, changed); err != nil {
-		return err
+	fresh := !s.vault.Has(name)
+	if fresh {
+		if err := s.put(name, value, s.Changed(name)); err != nil {
+			return format, err
+		}
 	}
 	back, err := s.vault.Get(name)
-	if err == nil && !bytes.Equal(back, value) {
-		err = fmt.Errorf("%s does not read back as it was written; %s is kept", s.vault.path(name), s.legacyPath(name))
+	switch {
+	case err != nil:
+		return format, err
+	case bytes.Equal(back, value):
+		return format, s.removeLegacy(name)
+	case fresh:
+		return format, fmt.Errorf("%s does not read back as it was written; %s is kept", s.vault.path(name), s.legacyPath(name))
 	}
-	if err != nil {
-		return err
-	}
-	return s.removeLegacy(name)
+	return format, fmt.Errorf("%s has another value than %s, of the earlier tool: remove the one that is not wanted", s.vault.path(name), s.legacyPath(name))
 }
 
-// LegacyNames lists the secrets that the earlier tool left, sorted; also those that were stored anew meanwhile.
+// LegacyNames lists the secrets of which a file of the earlier tool is there, sorted.
 func (s *Secrets) LegacyNames() ([]string, error) {
 	names, err := s.Names()
 	return slices.DeleteFunc(names, func(name string) bool { return !s.isLegacy(name) }), err
 }
-
-// Stale tells of a secret of the earlier tool whether it was stored anew, so that its old file is of no use.
-func (s *Secrets) Stale(name string) bool { return s.isLegacy(name) && s.vault.Has(name) }
-
-// RemoveStale takes such an old file away.
-func (s *Secrets) RemoveStale(name string) error { return s.removeLegacy(name) }
 
 func (s *Secrets) legacyPath(name string) string { return filepath.Join(s.vault.Dir, name) }
 

@@ -51,6 +51,23 @@ func passwordFrom(env func(string) string, prompt func(string) (string, error), 
 	})
 }
 
+// NewPassword is what a vault is rekeyed with: SECRETS_NEW_PASS, else the prompt. It is found at most once.
+func NewPassword(env func(string) string, prompt func(label string) (string, error)) func() (string, error) {
+	return sync.OnceValues(func() (string, error) {
+		if password := env(NewVariable); password != "" {
+			return password, nil
+		}
+		if prompt == nil {
+			return "", fmt.Errorf("%w for the project from now on: set %s", ErrNoPassword, NewVariable)
+		}
+		password, err := prompt("New password of the project: ")
+		if err == nil && password == "" {
+			err = fmt.Errorf("%w: an empty one protects nothing", ErrNoPassword)
+		}
+		return password, err
+	})
+}
+
 // LegacyPassword is the one of what the earlier tool encrypted: SECRETS_LEGACY_PASS, else the vault's own.
 func (v *Vault) LegacyPassword(env func(string) string) (string, error) {
 	if password := env(LegacyVariable); password != "" {

@@ -36,10 +36,14 @@ func (v *Vault) Secrets(dir string, legacy func() (string, error), warn func(tex
 	return &Secrets{vault: v.Beside(dir), pending: v.Beside(filepath.Join(dir, pendingDir)), legacy: legacy, warn: warn, warnedOf: map[string]bool{}}
 }
 
+// Quiet has nobody told of secrets of the earlier tool any more, for who tells of them otherwise.
+func (s *Secrets) Quiet() { s.warn = func(string) {} }
+
 // Path is where a secret is, or would be.
 func (s *Secrets) Path(name string) string { return s.vault.path(name) }
 
-// Put stores a value, and takes away one of the earlier tool in its place. It may have 1 to 65,536 bytes.
+// Put stores a value of 1 to 65,536 bytes. One of the earlier tool in its place goes, and one that was on its way to the
+// nodes is not wanted there any more.
 func (s *Secrets) Put(name string, value []byte) error {
 	if len(value) == 0 {
 		return fmt.Errorf("secret %s: an empty one is none", name)
@@ -50,10 +54,12 @@ func (s *Secrets) Put(name string, value []byte) error {
 	if err := s.put(name, value, time.Now()); err != nil {
 		return err
 	}
-	if !s.isLegacy(name) {
-		return nil
+	if s.isLegacy(name) {
+		if err := s.removeLegacy(name); err != nil {
+			return err
+		}
 	}
-	return s.removeLegacy(name)
+	return s.DropPending(name)
 }
 
 func (s *Secrets) put(name string, value []byte, changed time.Time) error {
