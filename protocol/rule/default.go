@@ -25,7 +25,7 @@ const (
 	anyText  = `[^-].{0,499}`
 	notDash  = " that does not begin with -"
 	cpuList  = `ALL|ON|[0-9]{1,4}([,-][0-9]{1,4})*`
-	when     = `[A-Za-z0-9@+-][A-Za-z0-9:+. @/-]{0,63}`
+	when     = `([A-Za-z0-9@+]|-[0-9])[A-Za-z0-9:+. @/-]{0,63}` // a time, or how long ago as in -5m
 
 	host  = `[A-Za-z0-9_]([A-Za-z0-9_.:%-]*[A-Za-z0-9_.])?` // a name, or an address of either kind
 	iface = `[A-Za-z0-9][A-Za-z0-9_.:@-]{0,31}`

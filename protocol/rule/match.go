@@ -174,7 +174,7 @@ func (p *parser) run() *miss {
 		return &miss{at: p.at, why: "a subcommand is missing: ", expected: alternatives(p.form.Words[p.words])}
 	}
 	if what := p.missing(); what != "" {
-		return p.miss("there is no " + what)
+		return p.miss("missing: " + what)
 	}
 	p.putDefaults()
 	return nil
@@ -243,7 +243,7 @@ func (p *parser) putDefaults() {
 	var front []string
 	for _, d := range p.rule.Defaults {
 		q := parser{rule: p.rule, form: p.form, args: []string{d}, patterns: p.patterns}
-		if q.options(d) == nil && !p.has(q.given[0]) {
+		if strings.HasPrefix(d, "-") && q.options(d) == nil && len(q.given) == 1 && !p.has(q.given[0]) {
 			front = append(front, q.out...)
 		}
 	}
