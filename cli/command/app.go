@@ -153,11 +153,12 @@ func (a *app) secret(v *vault.Vault, entry string) ([]byte, error) {
 // identity is as whom the fleet is spoken to.
 type identity struct {
 	protocol.Identity
-	signer  *protocol.Signer
-	issued  int64 // Unix seconds
-	expires int64 // Unix seconds, 0: never
-	project *project.Project
-	fleet   *fleet
+	signer   *protocol.Signer
+	issued   int64 // Unix seconds
+	expires  int64 // Unix seconds, 0: never
+	project  *project.Project
+	fleet    *fleet
+	verifier *protocol.Verifier
 }
 
 // identity finds the credentials and proves them against the project's fleet, before anybody else has to.
@@ -186,7 +187,7 @@ func (a *app) identity() (*identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", from, err)
 	}
-	return &identity{Identity: who, signer: signer, issued: claims.IssuedAt, expires: claims.Expires, project: p, fleet: f}, nil
+	return &identity{Identity: who, signer: signer, issued: claims.IssuedAt, expires: claims.Expires, project: p, fleet: f, verifier: v}, nil
 }
 
 // Credentials that end within a week are warned of, from the last quarter of their time on: those that were made for a

@@ -239,9 +239,9 @@ func (n *nodeRun) failure(pipe [][]string) error {
 		return fmt.Errorf("%s exited with %d", ui.Clean(pipe[len(pipe)-1][0]), *n.piped)
 	case e == nil:
 		return errUntold
-	case n.piped != nil && (n.enough.Load() || e.Result == "exit-code"):
+	case n.piped != nil && (n.enough.Load() || e.Result == protocol.ResultExit):
 		return nil
-	case e.Result != "success" && e.Result != "exit-code":
+	case e.Result != protocol.ResultSuccess && e.Result != protocol.ResultExit:
 		return errors.New(first(e.Reason, "it was ended: "+e.Result))
 	case e.Exit != 0:
 		return fmt.Errorf("exited with %d", e.Exit)

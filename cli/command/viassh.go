@@ -75,12 +75,12 @@ func (r *running) ssh(ctx context.Context, node *protocol.NodeState, n *nodeRun,
 	var exited *exec.ExitError
 	switch {
 	case err == nil:
-		n.ended = &protocol.Ending{Result: "success"}
+		n.ended = &protocol.Ending{Result: protocol.ResultSuccess}
 	case errors.As(err, &exited) && exited.ExitCode() == 255:
 		n.err = fmt.Errorf("ssh exited with 255")
 		return
 	case errors.As(err, &exited) && exited.ExitCode() > 0:
-		n.ended = &protocol.Ending{Exit: exited.ExitCode(), Result: "exit-code"}
+		n.ended = &protocol.Ending{Exit: exited.ExitCode(), Result: protocol.ResultExit}
 	default:
 		n.err = err
 		return
