@@ -9,14 +9,16 @@ import (
 // nixRules tell what the system is made of, and fetch what a configuration needs the hash of.
 func nixRules() []Rule {
 	const storePath = `/nix/store/[0-9a-z]{32}-[A-Za-z0-9+._?=-]+(/[A-Za-z0-9+._?=-]+)*|/run/(current|booted)-system|/nix/var/nix/profiles/system(-[0-9]+-link)?`
+	nixEnv := []Variable{{Name: "HOME", Value: "/tmp"}} // Nix wants a folder for its caches
 	query := viewer("nix-store", flags("-q --query", "-R --requisites", "--references", "--referrers", "--referrers-closure", "-d --deriver", "--size", "--hash", "--tree", "--roots",
 		"-u --use-output", "--outputs"), operands(1, 16, "a store path", storePath, notDots))
-	query.Defaults = []string{"-q"} // no other operation is an option
+	query.Defaults, query.Env = []string{"-q"}, nixEnv // no other operation is an option
 	query.Denied = []Denied{denied("it builds, changes or copies the store", "-r --realise --serve --gc --delete --add --add-fixed --import --export --restore --dump "+
 		"--load-db --dump-db --verify --repair-path --optimise --generate-binary-cache-key --add-root --option --store"),
 		denied("it can hand out secrets of a build", "-l --read-log --print-env -b --binding")}
+	// It locks the profile, which only root can.
 	generations := viewer("nix-env", slices.Concat(flags("--list-generations"), value("/nix/var/nix/profiles/[a-z][a-z0-9-]*", "-p --profile")))
-	generations.Defaults, generations.User = []string{"--list-generations"}, "root" // it locks the profile
+	generations.Defaults, generations.User = []string{"--list-generations"}, "root"
 	generations.Denied = []Denied{denied("it changes a profile; a deployment does that", "-i --install -u --upgrade -e --uninstall --set --set-flag --rollback -S --switch-profile "+
 		"-G --switch-generation --delete-generations")}
 	return []Rule{
@@ -24,7 +26,7 @@ func nixRules() []Rule {
 		query,
 		generations,
 		{
-			Name: "nix-prefetch-url", Program: "nix-prefetch-url", Role: protocol.Operator, Timeout: 600,
+			Name: "nix-prefetch-url", Program: "nix-prefetch-url", Role: protocol.Operator, Timeout: 600, Env: nixEnv,
 			// A name, and no address: what only the node reaches is not for everybody who may run this.
 			Forms: []Form{{Operands: []Operand{
 				operands(1, 1, "an https:// URL of a host that has a name", `https://([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z][A-Za-z0-9-]*(:443)?/[A-Za-z0-9._~:/?#@!&()*+,;=%-]*`, ".*localhost.*|.*localdomain.*|.*/\\.\\.(/.*)?"),

@@ -14,15 +14,18 @@ func diskRules() []Rule {
 	lsblk := viewer("lsblk", slices.Concat(flags("-a --all", "-A --noempty", "-b --bytes", "-d --nodeps", "-D --discard", "-f --fs", "-i --ascii", "-J --json", "-l --list", "-m --perms",
 		"-n --noheadings", "-O --output-all", "-p --paths", "-P --pairs", "-r --raw", "-s --inverse", "-S --scsi", "-N --nvme", "-t --topology", "-v --virtio", "-z --zoned"),
 		value(list, "-o --output", "-x --sort", "-I --include", "-e --exclude")), disk)
+	lsblk.User = "root" // the others see no devices
 	lsblk.Denied = []Denied{denied("it reads another system's files", "--sysroot")}
 	fdisk := viewer("fdisk", slices.Concat(flags("-l --list", "--bytes"), value(list, "-o --output")), disk)
 	fdisk.User, fdisk.Defaults = "root", []string{"-l"} // without -l it would write
 	mount := viewer("mount", slices.Concat(flags("-l --show-labels"), value(list, "-t --types")))
+	mount.User = "root" // the others see their own mounts
 	mount.Denied = []Denied{denied("it mounts; without an operand, mount lists what is mounted", "-a --all -o --options -B --bind -R --rbind -M --move -L --label -U --uuid --source --target")}
 	findmnt := viewer("findmnt", slices.Concat(flags("-a --ascii", "-A --all", "-b --bytes", "-c --canonicalize", "-C --nocanonicalize", "-D --df", "-e --evaluate", "-f --first-only",
 		"-i --invert", "-J --json", "-k --kernel", "-l --list", "-n --noheadings", "-P --pairs", "-r --raw", "-R --submounts", "-u --notruncate", "-U --uniq", "-v --nofsroot",
 		"--output-all", "--real", "--pseudo", "--shadowed"), value(list, "-o --output", "-t --types", "-O --options"), value(filePath, "-T --target", "-M --mountpoint")),
 		operands(0, 2, "a device or mount point", `/[A-Za-z0-9_/:+.@-]*`, notDots))
+	findmnt.User = "root"
 	findmnt.Denied = []Denied{denied("it reads another file", "-F --tab-file -N --task -s --fstab -m --mtab")}
 	lsof := viewer("lsof", slices.Concat(flags("-n", "-P", "-t", "-U", "-a", "-R", "-l", "-w"),
 		many(loose(value(`([46]|[46]?(TCP|UDP|tcp|udp)?(@[A-Za-z0-9.:\[\]-]+)?(:[A-Za-z0-9,-]+)?)`, "-i"))),

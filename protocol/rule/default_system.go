@@ -102,6 +102,7 @@ func hardwareRules() []Rule {
 	lspci := viewer("lspci", slices.Concat(flags("-v", "-n", "-k", "-t", "-m", "-D"), value(`[0-9a-fA-F:.*]+`, "-s", "-d")))
 	lspci.Denied = []Denied{denied("it reads another file", "-i -p -F"), denied("it touches the bus in a way that can stop the machine", "-M -H -A -O"), denied("it asks other machines", "-q -Q")}
 	lsusb := viewer("lsusb", slices.Concat(flags("-v --verbose", "-t --tree"), value(`[0-9a-fA-F:]+`, "-s", "-d")))
+	lsusb.User = "root" // the others see no devices
 	lsusb.Denied = []Denied{denied("it reads another file", "-D")}
 	lshw := viewer("lshw", slices.Concat(flags("-short", "-businfo", "-json", "-xml", "-html", "-quiet", "-sanitize", "-numeric", "-notime"), many(value(`[a-z]+`, "-C -class -c"))))
 	lshw.Style, lshw.User = Words, "root"

@@ -198,6 +198,24 @@ func TestOnlyPeople(t *testing.T) {
 	}
 }
 
+// TestRoot keeps the list of what runs as root, by default, the one that was thought about.
+func TestRoot(t *testing.T) {
+	want := []string{"dmesg", "dmidecode", "etcdctl", "etcdctl write", "fdisk", "findmnt", "fuser", "ip6tables", "iptables", "lsblk", "lshw", "lsof", "lsusb", "mount", "netstat", "nft",
+		"nix-env", "podman", "ss", "systemctl control", "wg"}
+	var root []string
+	for _, r := range Default() {
+		if r.User == "root" {
+			root = append(root, r.Name)
+		} else if r.User != "" {
+			t.Errorf("%s runs as %s", r.Name, r.User)
+		}
+	}
+	slices.Sort(root)
+	if !slices.Equal(root, want) {
+		t.Errorf("%q", root)
+	}
+}
+
 func TestEnviron(t *testing.T) {
 	dir := t.TempDir()
 	key := filepath.Join(dir, "web1.pem")
