@@ -154,7 +154,7 @@ func TestRevoked(t *testing.T) {
 
 // TestRoles asks a node and the controller for everything, as everybody. The table is the design's, not the code's.
 func TestRoles(t *testing.T) {
-	f := newFleet(t, "n1")
+	f := shared(t)
 	keys := f.keys()
 	type asked struct {
 		target string

@@ -18,7 +18,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
-	"github.com/nix-infra/nix-infra/e2e/testos"
 )
 
 // takeover is how long nobody may lead after a leader's death: its session with etcd lasts 5 s, and the rest is for
@@ -78,8 +77,10 @@ func TestLeaderFailover(t *testing.T) {
 	controllers, nodes := []string{"ctl", "c2", "c3"}, []string{"n1", "n2", "n3"}
 	f := newLab(t, append(controllers[1:], nodes...)...)
 	hub := "tls://" + f.lab.HostIP() + ":4222"
-	f.must("init", "--fleet", "lab", "--controller", hub, "--nixos-version", testos.DefaultVersion)
-	f.openCredentials()
+	if err := makeProject(f.project, "--controller", hub); err != nil {
+		t.Fatal(err)
+	}
+	f.creds = f.project + ".creds"
 	f.startHub()
 	config := fmt.Sprintf("broker: { external: [%s] }\netcd: { external: { endpoints: [http://%s:2379] } }\n", hub, f.lab.HostIP())
 	for _, c := range controllers {
@@ -89,9 +90,7 @@ func TestLeaderFailover(t *testing.T) {
 		}
 		f.must("enroll", c, "--controller", "--ssh", "root@"+n.IP, "--ssh-key", f.lab.SSHKey())
 	}
-	for _, n := range nodes {
-		f.enroll(n)
-	}
+	f.enrollAll(nodes)
 	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + f.lab.HostIP() + ":2379"}, DialOptions: []grpc.DialOption{
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return f.lab.Dial(ctx, "tcp", address) })}})
 	if err != nil {

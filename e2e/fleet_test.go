@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package e2e tests the three programs on real nodes: real systemd, real Nix, real NATS, real etcd, real
-// sshd. fleet_test.go boots a lab and enrols its nodes; each other file is a subject.
+// sshd. main_test.go builds the programs, fleet_test.go boots a lab and enrols its nodes; each other file is a subject.
 package e2e
 
 import (
@@ -14,63 +14,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/nix-infra/nix-infra/cli/vault"
 	"github.com/nix-infra/nix-infra/e2e/lab"
-	"github.com/nix-infra/nix-infra/e2e/testos"
 )
-
-// programs are the binaries under test, built once by TestMain.
-var programs struct {
-	dir   string // nix-infra, nix-infra-agent, nix-infra-controller, as `make build` makes them
-	crash string // an agent that kills itself at a step (e2e/crashagent)
-	next  string // the agent again, with version "next"
-	evil  string // a broker that was broken into (e2e/evilbroker)
-	hub   string // a NATS and an etcd for several controllers (e2e/hub)
-}
-
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	if err := lab.Available(); err != nil {
-		if os.Getenv("CI") != "" {
-			fmt.Fprintln(os.Stderr, "the lab is required in CI, and it can't run here:", err)
-			return 1
-		}
-		fmt.Fprintln(os.Stderr, "LEFT OUT: all tests on real nodes, because", err)
-		return 0
-	}
-	dir, err := os.MkdirTemp("", "nix-infra-e2e-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	programs.dir = dir
-	programs.crash = filepath.Join(dir, "crash-agent")
-	programs.next = filepath.Join(dir, "next-agent")
-	programs.evil = filepath.Join(dir, "evilbroker")
-	programs.hub = filepath.Join(dir, "hub")
-	for _, b := range []struct{ out, pkg, version string }{
-		{filepath.Join(dir, "nix-infra"), "cli/nix-infra", "under-test"},
-		{filepath.Join(dir, "nix-infra-agent"), "agent/nix-infra-agent", "under-test"},
-		{filepath.Join(dir, "nix-infra-controller"), "controller/nix-infra-controller", "under-test"},
-		{programs.crash, "e2e/crashagent", "under-test"},
-		{programs.next, "agent/nix-infra-agent", "next"},
-		{programs.evil, "e2e/evilbroker", "under-test"},
-		{programs.hub, "e2e/hub", "under-test"},
-	} {
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/nix-infra/nix-infra/protocol.build="+b.version, "-o", b.out, "../"+b.pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "can't build %s: %v\n%s", b.pkg, err, out)
-			return 1
-		}
-	}
-	return m.Run()
-}
 
 // password opens the project's private keys.
 const password = "correct horse"
@@ -81,60 +30,126 @@ type fleet struct {
 	ctx     context.Context
 	lab     *lab.Lab
 	project string
-	creds   string // file of the admin's credentials, "": the CLI opens the project's own
+	creds   string // file of the admin's credentials
 	ctl     *lab.Node
 	nodes   map[string]*lab.Node
 }
 
-// newFleet boots a controller and nodes, makes a project, and enrols them all over SSH.
+// newFleet boots a controller and nodes for one test, makes a project, and enrols them all over SSH.
 func newFleet(t *testing.T, names ...string) *fleet {
 	t.Helper()
 	f := newLab(t, names...)
-	f.must("init", "--fleet", "lab", "--controller", "tls://"+f.ctl.IP+":4222", "--controller", "wss://"+f.ctl.IP+":443", "--nixos-version", testos.DefaultVersion, "--batch")
-	f.openCredentials()
-	f.must("enroll", "ctl", "--controller", "--ssh", "root@"+f.ctl.IP, "--ssh-key", f.lab.SSHKey(), "--batch")
-	for _, n := range names {
-		f.enroll(n)
-	}
+	f.enlist(names)
 	return f
 }
 
-// newLab boots the machines and makes an empty project folder.
+// newLab boots the machines and makes an empty project folder. Tests with a lab of their own wait more than they
+// work, and run beside each other.
 func newLab(t *testing.T, names ...string) *fleet {
 	t.Helper()
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	t.Cleanup(cancel)
-	l, err := lab.Open(ctx, lab.Options{Name: labName(t), OwnerPID: os.Getpid(), Log: t.Output()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fleet{t: t, ctx: ctx, lab: l, project: t.TempDir(), nodes: map[string]*lab.Node{}}
+	f := openLab(t, ctx, labName(t.Name()), t.TempDir())
 	t.Cleanup(func() {
 		if t.Failed() {
 			f.dump()
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Down(ctx); err != nil {
+		if err := f.down(); err != nil {
 			t.Error(err)
 		}
 	})
-	if _, err := l.Start(ctx, append([]string{"ctl"}, names...)...); err != nil {
-		t.Fatal(err)
-	}
-	f.ctl = l.Node("ctl")
-	for _, n := range names {
-		f.nodes[n] = l.Node(n)
-	}
-	if err := testos.WriteProject(f.project); err != nil {
-		t.Fatal(err)
-	}
+	f.start(names)
 	return f
 }
 
-// labName is the test's name and process as a DNS label of at most 32 characters.
-func labName(t *testing.T) string {
-	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(strings.TrimPrefix(t.Name(), "Test")))
+// common is the fleet that tests share.
+var common struct {
+	once  sync.Once
+	fleet *fleet
+	ready bool
+}
+
+// shared is a fleet with the nodes n1 and n2 for tests that leave it as they found it, and come one after the other. It
+// is booted for the first of them, and ends with the run.
+func shared(t *testing.T) *fleet {
+	t.Helper()
+	common.once.Do(func() {
+		project, err := os.MkdirTemp(programs.dir, "shared-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := openLab(t, t.Context(), labName("shared"), project)
+		common.fleet = f
+		names := []string{"n1", "n2"}
+		f.start(names)
+		f.enlist(names)
+		common.ready = true
+	})
+	if !common.ready {
+		t.Fatal("the fleet that tests share could not be made; the first of them says why")
+	}
+	f := common.fleet.as(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	f.ctx = ctx
+	t.Cleanup(cancel)
+	t.Cleanup(func() {
+		if t.Failed() {
+			f.dump()
+		}
+	})
+	return f
+}
+
+func openLab(t *testing.T, ctx context.Context, name, project string) *fleet {
+	t.Helper()
+	l, err := lab.Open(ctx, lab.Options{Name: name, OwnerPID: os.Getpid(), Log: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &fleet{t: t, ctx: ctx, lab: l, project: project, nodes: map[string]*lab.Node{}}
+}
+
+// start boots the machine of the controller and those of nodes.
+func (f *fleet) start(names []string) {
+	f.t.Helper()
+	if _, err := f.lab.Start(f.ctx, append([]string{"ctl"}, names...)...); err != nil {
+		f.t.Fatal(err)
+	}
+	f.ctl = f.lab.Node("ctl")
+	for _, n := range names {
+		f.nodes[n] = f.lab.Node(n)
+	}
+}
+
+// enlist makes the project folder, and enrols the controller and the nodes.
+func (f *fleet) enlist(names []string) {
+	f.t.Helper()
+	f.creds = programs.project + ".creds"
+	if out, err := exec.CommandContext(f.ctx, "cp", "-a", programs.project+"/.", f.project).CombinedOutput(); err != nil {
+		f.t.Fatalf("%v: %s", err, out)
+	}
+	f.must("enroll", "ctl", "--controller", "--ssh", "root@"+f.ctl.IP, "--ssh-key", f.lab.SSHKey(), "--batch")
+	f.enrollAll(names)
+}
+
+// down removes the lab.
+func (f *fleet) down() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return f.lab.Down(ctx)
+}
+
+// as is the same fleet in the hands of a part of the test.
+func (f *fleet) as(t *testing.T) *fleet {
+	part := *f
+	part.t = t
+	return &part
+}
+
+// labName is a test's name and this process as a DNS label of at most 32 characters.
+func labName(test string) string {
+	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(strings.TrimPrefix(test, "Test")))
 	return fmt.Sprintf("%s-%d", strings.Trim(name[:min(len(name), 20)], "-"), os.Getpid())
 }
 
@@ -154,36 +169,45 @@ func (f *fleet) dump() {
 
 func (f *fleet) enroll(name string, more ...string) {
 	f.t.Helper()
-	f.must(append([]string{"enroll", name, "--ssh", "root@" + f.lab.Node(name).IP, "--ssh-key", f.lab.SSHKey(), "--batch"}, more...)...)
+	f.enrollAll([]string{name}, more...)
 }
 
-// join boots one more machine and enrols it.
-func (f *fleet) join(name string, more ...string) *lab.Node {
+// enrollAll enrols nodes that are booted, at the same time.
+func (f *fleet) enrollAll(names []string, more ...string) {
 	f.t.Helper()
-	nodes, err := f.lab.Start(f.ctx, name)
+	errs := make([]error, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() {
+			cmd := f.command(append([]string{"enroll", name, "--ssh", "root@" + f.lab.Node(name).IP, "--ssh-key", f.lab.SSHKey(), "--batch"}, more...)...)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				errs[i] = fmt.Errorf("enroll %s: %w\n%s", name, err, out)
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// join boots more machines and enrols them.
+func (f *fleet) join(names []string, more ...string) {
+	f.t.Helper()
+	nodes, err := f.lab.Start(f.ctx, names...)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.nodes[name] = nodes[0]
-	f.enroll(name, more...)
-	return nodes[0]
-}
-
-// openCredentials lets the CLI speak as the project's admin without asking the vault, whose password is made to take its
-// time: a test asks a hundred times.
-func (f *fleet) openCredentials() {
-	f.t.Helper()
-	f.creds = filepath.Join(f.t.TempDir(), "admin.creds")
-	if err := os.WriteFile(f.creds, f.secret("admin"), 0o600); err != nil {
-		f.t.Fatal(err)
+	for i, name := range names {
+		f.nodes[name] = nodes[i]
 	}
+	f.enrollAll(names, more...)
 }
 
 // secret is an entry of the project's vault.
 func (f *fleet) secret(entry string) []byte {
 	f.t.Helper()
-	v := vault.New(filepath.Join(f.project, "nix-infra", "keys"), func() (string, error) { return password, nil })
-	data, err := v.Get(entry)
+	data, err := openVault(f.project).Get(entry)
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func (f *fleet) says(n *lab.Node, closure, message string) {
 		f.t.Errorf("%s boots %s, want %s", n.Name, got, closure)
 	}
 	f.eventually(10*time.Second, func() string { // the journal has its words a moment after the unit counts as started
-		log := f.exec(n, "journalctl", "-b", "-u", "hello.service", "-o", "cat", "--no-pager", "-n", "1")
+		log := f.exec(n, "journalctl", "-b", "_SYSTEMD_UNIT=hello.service", "-o", "cat", "--no-pager", "-n", "1")
 		if log == message {
 			return ""
 		}

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,17 +70,19 @@ func TestQueries(t *testing.T) {
 	})
 	f.exec(node, "systemd-run", "--unit=later", "--on-active=3600", "/bin/true")
 
-	t.Run("units", f.on(func(t *testing.T) { f.queryUnits(node) }))
-	t.Run("logs", f.on(func(t *testing.T) { f.queryLogs(node) }))
-	t.Run("stats", f.on(func(t *testing.T) { f.queryStats(node) }))
-	t.Run("files", f.on(func(t *testing.T) { f.queryFiles(node) }))
-	t.Run("facts", f.on(func(t *testing.T) {
+	t.Run("units", func(t *testing.T) { f.as(t).queryUnits(node) })
+	t.Run("logs", func(t *testing.T) { f.as(t).queryLogs(node) })
+	t.Run("stats", func(t *testing.T) { f.as(t).queryStats(node) })
+	t.Run("files", func(t *testing.T) { f.as(t).queryFiles(node) })
+	t.Run("facts", func(t *testing.T) {
+		f := f.as(t)
 		d := f.documents("facts", "n1")[0]
 		if want := f.exec(node, "uname", "-r"); d["kernel"] != want || d["closure"] != f.running(node) || d["boot_id"] != f.exec(node, "cat", "/proc/sys/kernel/random/boot_id") {
 			t.Errorf("%v, and the kernel is %s", d, want)
 		}
-	}))
-	t.Run("memory", f.on(func(t *testing.T) {
+	})
+	t.Run("memory", func(t *testing.T) {
+		f := f.as(t)
 		// What questions took is given back.
 		pid := f.property(node, "nix-infra-agent.service", "MainPID")
 		f.eventually(90*time.Second, func() string {
@@ -89,17 +92,7 @@ func TestQueries(t *testing.T) {
 			}
 			return ""
 		})
-	}))
-}
-
-// on runs a part of a test with the fleet's helpers failing that part.
-func (f *fleet) on(part func(*testing.T)) func(*testing.T) {
-	return func(t *testing.T) {
-		whole := f.t
-		f.t = t
-		defer func() { f.t = whole }()
-		part(t)
-	}
+	})
 }
 
 func (f *fleet) queryUnits(node *lab.Node) {
@@ -342,32 +335,50 @@ func (f *fleet) queryFiles(node *lab.Node) {
 
 // TestFollowMerges: the journals of two nodes are followed in order of time, and the end of it is an end on the nodes.
 func TestFollowMerges(t *testing.T) {
-	f := newFleet(t, "n1", "n2")
+	f := shared(t)
+	id := fmt.Sprintf("merged-%d", time.Now().UnixNano()) // the fleet's journals may have an earlier run's
 	for _, n := range f.nodes {
-		f.exec(n, "sh", "-c", "echo before | systemd-cat -t merged; journalctl --sync")
+		f.exec(n, "sh", "-c", "echo before | systemd-cat -t "+id+"; journalctl --sync")
 	}
-	cmd := f.command("logs", "all", "--follow", "--identifier", "merged", "--json")
-	out, errs := &output{}, &output{}
-	cmd.Stdout, cmd.Stderr = out, errs
-	if err := cmd.Start(); err != nil {
+	follow := func() (cmd *exec.Cmd, out, errs *output) {
+		cmd, out, errs = f.command("logs", "all", "--follow", "--identifier", id, "--json"), &output{}, &output{}
+		cmd.Stdout, cmd.Stderr = out, errs
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		f.eventually(30*time.Second, func() string {
+			if strings.Count(out.String(), "before") < 2 {
+				return "what was there before is not shown: " + out.String() + errs.String()
+			}
+			return ""
+		})
+		return cmd, out, errs
+	}
+	const count = 20
+	all := func(out *output) {
+		t.Helper()
+		f.eventually(30*time.Second, func() string {
+			if n := strings.Count(out.String(), "number"); n < count {
+				return fmt.Sprintf("%d of %d entries: %s", n, count, out)
+			}
+			return ""
+		})
+	}
+	cmd, out, errs := follow()
+	// It waits half a second for entries of other nodes, and on a busy machine they may take longer. So it sees them all
+	// at once, when another one has seen that they are on their way.
+	witness, before, _ := follow()
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	f.eventually(30*time.Second, func() string {
-		if strings.Count(out.String(), "before") < 2 {
-			return "what was there before is not shown: " + out.String() + errs.String()
-		}
-		return ""
-	})
-	const count = 20
 	for i := range count {
-		f.exec(f.nodes[fmt.Sprintf("n%d", i%2+1)], "sh", "-c", fmt.Sprintf("echo number %d | systemd-cat -t merged", i))
+		f.exec(f.nodes[fmt.Sprintf("n%d", i%2+1)], "sh", "-c", fmt.Sprintf("echo number %d | systemd-cat -t %s", i, id))
 	}
-	f.eventually(30*time.Second, func() string {
-		if n := strings.Count(out.String(), "number"); n < count {
-			return fmt.Sprintf("%d of %d entries: %s", n, count, out)
-		}
-		return ""
-	})
+	all(before)
+	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	all(out)
 	followers := func(n *lab.Node) string {
 		found, _ := n.Exec(f.ctx, "pgrep", "-f", "journalctl.*--follow") // it fails where there is none
 		return strings.TrimSpace(string(found))
@@ -377,10 +388,12 @@ func TestFollowMerges(t *testing.T) {
 			t.Errorf("nobody follows on %s, so that this test would show nothing", n.Name)
 		}
 	}
-	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
+	for _, c := range []*exec.Cmd{witness, cmd} {
+		if err := c.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Wait() // its status is looked at
 	}
-	_ = cmd.Wait() // its status is looked at
 	if code := cmd.ProcessState.ExitCode(); code != 130 {
 		t.Errorf("exit %d: %s", code, errs)
 	}

@@ -3,8 +3,8 @@
 package e2e
 
 import (
-	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -138,77 +138,114 @@ var (
 //   - a configuration that can't be proven ends on the old closure, whichever step the agent died at;
 //   - where the agent stays dead, the timer brings the old closure back without it;
 //   - one that can be proven is confirmed by the agent that systemd starts in its place.
+//
+// Each is a deploy of its own. Four nodes take them off the list, one after the other.
 func TestRevertOnAgentKill(t *testing.T) {
-	f := newFleet(t, "n1")
-	node := f.nodes["n1"]
-	if err := node.CopyTo(programs.crash, "/opt/crash-agent", 0o755); err != nil {
-		t.Fatal(err)
+	names := []string{"n1", "n2", "n3", "n4"}
+	f := newFleet(t, names...)
+	units := map[string]string{}
+	for n, node := range f.nodes {
+		if err := node.CopyTo(programs.crash, "/opt/crash-agent", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		units[n] = agentUnit(f.exec(node, "systemctl", "cat", "nix-infra-agent.service"), "/opt/crash-agent")
+		f.write("nodes/"+n+".nix", service("good", units[n]))
 	}
-	unit := agentUnit(f.exec(node, "systemctl", "cat", "nix-infra-agent.service"), "/opt/crash-agent")
-	f.write("nodes/n1.nix", service("good", unit))
-	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
-	old := f.running(node)
+	f.must("deploy", "all", "--timeout", "60s", "--settle", "1s", "--batch")
 
+	type kill struct{ kind, step string }
+	var kills []kill
+	for _, step := range []string{"checking", "confirming", "profile", "boot-default"} {
+		kills = append(kills, kill{"dead", step})
+	}
+	for _, step := range stepsForward {
+		kills = append(kills, kill{"good", step})
+	}
+	for _, step := range stepsBack {
+		kills = append(kills, kill{"bad", step})
+	}
+	next := make(chan kill, len(kills))
+	for _, k := range kills {
+		next <- k
+	}
+	close(next)
+	var nodes sync.WaitGroup
+	for n := range f.nodes {
+		nodes.Go(func() {
+			for k := range next {
+				t.Run(k.kind+"/"+k.step, func(t *testing.T) {
+					c := &crashing{f.as(t), f.nodes[n], units[n]}
+					switch k.kind {
+					case "bad":
+						c.bad(k.step)
+					case "dead":
+						c.dead(k.step)
+					case "good":
+						c.good(k.step)
+					}
+				})
+			}
+		})
+	}
+	nodes.Wait()
+}
+
+// crashing is a node whose agent can be told to kill itself.
+type crashing struct {
+	*fleet
+	node *lab.Node
+	unit string // of that agent, as a part of a configuration
+}
+
+// deploy deploys, and returns once the agent has died at a step.
+func (c *crashing) deploy(step, more string, flags ...string) (deployed time.Time) {
+	c.t.Helper()
+	c.write("nodes/"+c.node.Name+".nix", service(c.t.Name(), c.unit+more))
+	c.exec(c.node, "rm", "-f", "/run/crashed")
+	if err := c.node.WriteFile("/run/crash-at", []byte(step), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+	deployed = time.Now()
+	c.must(append([]string{"deploy", c.node.Name, "--batch", "--detach"}, flags...)...)
+	c.eventually(30*time.Second, func() string {
+		if _, err := c.node.ReadFile("/run/crashed"); err != nil {
+			return "the agent did not reach step " + step
+		}
+		return ""
+	})
+	return deployed
+}
+
+func (c *crashing) bad(step string) {
 	// Starts well, and fails once activation is over.
 	const failsLater = `units."broken.service" = {
     unit.Description = "fails later";
     service = { Type = "exec"; ExecStart = "/bin/sh -c 'sleep 1; exit 7'"; };
   };`
-	run := 0
-	// crash deploys with an agent that dies at a step, and returns once it has died.
-	crash := func(t *testing.T, step, more string, stayDead bool) (deployed time.Time) {
-		f.t = t
-		run++
-		f.write("nodes/n1.nix", service(fmt.Sprintf("run %d", run), unit+more))
-		f.exec(node, "rm", "-f", "/run/crashed", "/run/crash-stay")
-		if stayDead {
-			f.exec(node, "touch", "/run/crash-stay")
-		}
-		if err := node.WriteFile("/run/crash-at", []byte(step), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		deployed = time.Now()
-		f.must("deploy", "n1", "--timeout", deadline.String(), "--settle", "3s", "--batch", "--detach")
-		f.eventually(30*time.Second, func() string {
-			if _, err := node.ReadFile("/run/crashed"); err != nil {
-				return "the agent did not reach step " + step
-			}
-			return ""
-		})
-		return deployed
-	}
-	serial := func() uint64 { return f.status()["n1"].Serial }
+	old := c.running(c.node)
+	start := c.deploy(step, failsLater, "--timeout", deadline.String(), "--settle", "3s")
+	c.isBack(c.node, old, start.Add(5*time.Second)) // building is not part of the deadline
+}
 
-	for _, step := range stepsBack {
-		t.Run("bad/"+step, func(t *testing.T) {
-			start := crash(t, step, failsLater, false)
-			f.isBack(node, old, start.Add(5*time.Second)) // building is not part of the deadline
-		})
+func (c *crashing) dead(step string) {
+	old := c.running(c.node)
+	c.exec(c.node, "touch", "/run/crash-stay")
+	start := c.deploy(step, "", "--timeout", deadline.String(), "--settle", "1s")
+	c.eventually(time.Until(start.Add(5*time.Second+deadline+10*time.Second)), func() string {
+		if got := c.running(c.node); got != old {
+			return "the node runs " + got
+		}
+		return ""
+	})
+	c.exec(c.node, "rm", "/run/crash-stay")
+	c.isBack(c.node, old, time.Now())
+}
+
+func (c *crashing) good(step string) {
+	old, before := c.running(c.node), c.status()[c.node.Name].Serial
+	c.deploy(step, "", "--timeout", "60s", "--settle", "1s")
+	s := c.waitState(c.node.Name, 40*time.Second, "confirmed", func(s status) bool { return s.State == "confirmed" && s.Serial == before+1 })
+	if s.Closure == old || s.Closure != c.running(c.node) || s.Closure != c.bootDefault(c.node) {
+		c.t.Errorf("%+v; runs %s", s, c.running(c.node))
 	}
-	for _, step := range []string{"checking", "confirming", "profile", "boot-default"} {
-		t.Run("dead/"+step, func(t *testing.T) {
-			start := crash(t, step, "", true)
-			f.eventually(time.Until(start.Add(5*time.Second+deadline+10*time.Second)), func() string {
-				if got := f.running(node); got != old {
-					return "the node runs " + got
-				}
-				return ""
-			})
-			f.exec(node, "rm", "/run/crash-stay")
-			f.isBack(node, old, time.Now())
-		})
-	}
-	for _, step := range stepsForward {
-		t.Run("good/"+step, func(t *testing.T) {
-			f.t = t
-			before := serial()
-			crash(t, step, "", false)
-			s := f.waitState("n1", 40*time.Second, "confirmed", func(s status) bool { return s.State == "confirmed" && s.Serial == before+1 })
-			if s.Closure == old || s.Closure != f.running(node) || s.Closure != f.bootDefault(node) {
-				t.Errorf("%+v; runs %s", s, f.running(node))
-			}
-			old = s.Closure
-		})
-	}
-	f.t = t
 }

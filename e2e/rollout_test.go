@@ -173,9 +173,9 @@ func TestCanaryStops(t *testing.T) {
 // TestBatchOrder: waves follow each other in the order of the tags, each one once the last one is proven.
 func TestBatchOrder(t *testing.T) {
 	f := newFleet(t)
-	for name, tag := range map[string]string{"n1": "db", "n2": "db", "n3": "web", "n4": "other"} {
-		f.join(name, "--tag", tag)
-	}
+	f.join([]string{"n1", "n2"}, "--tag", "db")
+	f.join([]string{"n3"}, "--tag", "web")
+	f.join([]string{"n4"}, "--tag", "other")
 	configurations := map[string]string{}
 	for n := range f.nodes {
 		configurations[n] = service("in order", "")
