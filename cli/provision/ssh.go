@@ -58,6 +58,8 @@ func (t Target) Address() string { return net.JoinHostPort(t.Host, strconv.Itoa(
 
 // Machine is an open SSH connection on which commands run as root.
 type Machine struct {
+	HostKey ssh.PublicKey
+
 	client *ssh.Client
 	sudo   bool
 }
@@ -93,7 +95,7 @@ func Dial(ctx context.Context, t Target) (*Machine, error) {
 		c.Close()
 		return nil, err
 	}
-	return &Machine{client: ssh.NewClient(c, channels, requests), sudo: t.User != "root"}, nil
+	return &Machine{HostKey: pins.shown, client: ssh.NewClient(c, channels, requests), sudo: t.User != "root"}, nil
 }
 
 // Close ends the connection.
@@ -155,7 +157,8 @@ type pins struct {
 	target     Target
 	known      ssh.HostKeyCallback
 	algorithms []string // nil: any
-	fresh      ssh.PublicKey
+	shown      ssh.PublicKey
+	fresh      ssh.PublicKey // the one that was shown, where none was pinned
 }
 
 func (t Target) pins() (*pins, error) {
@@ -179,10 +182,13 @@ func (t Target) pins() (*pins, error) {
 		}
 	}
 	if p.algorithms == nil {
-		p.algorithms = []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256}
+		p.algorithms = hostKeyAlgorithms
 	}
 	return p, nil
 }
+
+// hostKeyAlgorithms are what a host that is not known yet may show, the best first.
+var hostKeyAlgorithms = []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256}
 
 // wanted are the pinned keys of the host, which knownhosts only tells when it is shown a wrong one.
 func (p *pins) wanted() []knownhosts.KnownKey {
@@ -198,6 +204,7 @@ func (p *pins) wanted() []knownhosts.KnownKey {
 }
 
 func (p *pins) check(address string, remote net.Addr, key ssh.PublicKey) error {
+	p.shown = key
 	err := p.known(address, remote, key)
 	var wrong *knownhosts.KeyError
 	switch {
@@ -219,19 +226,22 @@ func (p *pins) keep() error {
 	if p.fresh == nil {
 		return nil
 	}
-	old, err := os.ReadFile(p.target.KnownHosts)
-	if err != nil {
+	return appendLine(p.target.KnownHosts, knownhosts.Line([]string{p.target.Address()}, p.fresh))
+}
+
+func appendLine(file, line string) error {
+	old, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	line := knownhosts.Line([]string{p.target.Address()}, p.fresh) + "\n"
 	if len(old) > 0 && !bytes.HasSuffix(old, []byte("\n")) {
 		line = "\n" + line
 	}
-	f, err := os.OpenFile(p.target.KnownHosts, os.O_WRONLY|os.O_APPEND, 0)
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(line)
+	_, err = f.WriteString(line + "\n")
 	return errors.Join(err, f.Close())
 }
 
