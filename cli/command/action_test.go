@@ -70,14 +70,16 @@ func withModule(t *testing.T) (*shell, *fleettest.Fleet) {
 }
 
 // secretStore is the project's secrets, past the command line.
-func (s *shell) secretStore() *vault.Secrets {
+func (s *shell) secretStore() *vault.Secrets { return s.secretStoreOf(s.env["SECRETS_PASS"]) }
+
+func (s *shell) secretStoreOf(password string) *vault.Secrets {
 	s.t.Helper()
 	a := &app{Environment: Environment{VaultOptions: []vault.Option{vault.WorkFactor(2)}}, dir: s.dir, batch: true}
 	p, err := a.openProject()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p.Env.Process = func(name string) string { return s.env[name] }
+	p.Env.Process = func(name string) string { return map[string]string{"SECRETS_PASS": password}[name] }
 	return a.secretStore(p)
 }
 

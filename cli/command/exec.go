@@ -20,6 +20,9 @@ const (
 	viaSSH   = "ssh"
 )
 
+// allowIt is what there is to do where the policy of a node does not allow a command.
+const allowIt = "its configuration can allow it (docs/policy.md), and --via=ssh needs no such leave"
+
 type execOptions struct {
 	asking
 	targets []string
@@ -110,9 +113,9 @@ func (a *app) exec(ctx context.Context, selectors []string, o *execOptions) erro
 	if err != nil {
 		return err
 	}
-	via := first(first(o.via, me.project.Env.Get("NIX_INFRA_VIA")), viaAgent)
-	if via != viaAgent && via != viaSSH {
-		return fmt.Errorf("--via %q: use agent or ssh", via)
+	via, err := viaOf(o.via, me)
+	if err != nil {
+		return err
 	}
 	w, err := o.work(limit, me, via)
 	if err != nil {
@@ -129,6 +132,15 @@ func (a *app) exec(ctx context.Context, selectors []string, o *execOptions) erro
 		_, err = q.run(ctx, w)
 	}
 	return err
+}
+
+// viaOf is the way that a flag or the environment names.
+func viaOf(flag string, me *identity) (string, error) {
+	via := first(first(flag, me.project.Env.Get("NIX_INFRA_VIA")), viaAgent)
+	if via != viaAgent && via != viaSSH {
+		return "", fmt.Errorf("--via or NIX_INFRA_VIA is %q: use agent or ssh", via)
+	}
+	return via, nil
 }
 
 // seconds reads a flag of whole seconds, up to what a run may take.
@@ -164,7 +176,7 @@ func (o *execOptions) work(limit int, me *identity, via string) (work, error) {
 	if !shell {
 		order := protocol.CommandOrder{Argv: argv, Timeout: limit}
 		w.action, w.payload = protocol.RunCommand, func(string) any { return order }
-		w.instead = "its configuration can allow it (docs/policy.md), and --via=ssh needs no such leave"
+		w.instead = allowIt
 		return w, errors.Join(order.Validate(), checkPrograms(w.pipe))
 	}
 	w.instead = "--via=ssh needs no such leave"

@@ -309,7 +309,7 @@ func TestExecShell(t *testing.T) {
 		"which nodes":           {"exec", "--", "uname"},
 		"beside --target":       {"cmd", "--target=web1", " "},
 		"never closed":          {"cmd", "--target=web1", "echo 'a"},
-		"--via \"telnet\"":      {"exec", "web1", "--via=telnet", "--", "x"},
+		"\"telnet\": use agent": {"exec", "web1", "--via=telnet", "--", "x"},
 		"--timeout 1.5s":        {"exec", "web1", "--timeout=1.5s", "--", "x"},
 		"--wait 0s":             {"exec", "web1", "--wait=0s", "--", "x"},
 		"nothing ends it but":   {"exec", "web1", "--via=ssh", "--timeout=1s", "--", "x"},

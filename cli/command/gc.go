@@ -53,7 +53,7 @@ stays, whatever the flags say. Collecting can take many minutes: Ctrl-C stops wa
 	f.IntVar(&o.keep, "keep", 5, "so many of the newest generations stay")
 	f.BoolVar(&o.dryRun, "dry-run", false, "only say which generations would go")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "how long to wait for the nodes")
-	return c
+	return withTarget(c)
 }
 
 func (a *app) gc(ctx context.Context, selectors []string, o gcOptions) error {

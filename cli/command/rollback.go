@@ -40,7 +40,7 @@ be tried again. The files of the project stay as they are: the next deploy bring
 	}
 	c.Flags().StringVar(&to, "to", "", "generation or store path (default: what was proven before)")
 	flags.register(c.Flags(), &a.batch)
-	return c
+	return withTarget(c)
 }
 
 // rollbackTarget reads what --to says.

@@ -60,7 +60,7 @@ the version before.`,
 	f.StringVar(&o.mode, "mode", string(protocol.Switch), "switch, boot, test or dry-activate (which pins nothing)")
 	o.buildFlags.register(f)
 	o.rolloutFlags.register(f, &a.batch)
-	return c
+	return withTarget(c)
 }
 
 func (a *app) upgrade(ctx context.Context, o *deployOptions) error {
