@@ -225,6 +225,9 @@ func (a *app) enrollNode(ctx context.Context, e *enrolment, name string, target 
 	if err != nil {
 		return err
 	}
+	if err := provision.PinNode(target.KnownHosts, name, m.HostKey); err != nil {
+		return err
+	}
 	s.begin("wait for its first sign of life")
 	if err := a.await(ctx, o.wait, func(ctx context.Context) bool { return heard(ctx, fleet, name, before) }); err != nil {
 		return a.didNotCome(ctx, s, m, provision.Agent, name, o.wait, err)
