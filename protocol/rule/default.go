@@ -92,6 +92,11 @@ func files(least int) Operand {
 	return operands(least, 32, "a file's path: absolute, without . and .., not a device", filePath, notFile)
 }
 
+// paths are as files are, and may be of devices, too: of what is only asked about, and not read.
+func paths(least int) Operand {
+	return operands(least, 32, "a path: absolute, without . and ..", filePath, notDots)
+}
+
 // viewer makes a rule for viewers whose program has a single form.
 func viewer(program string, options []Option, operands ...Operand) Rule {
 	return Rule{Name: program, Program: program, Role: protocol.Viewer, Options: options, Forms: []Form{{Operands: operands}}}

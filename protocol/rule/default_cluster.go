@@ -29,7 +29,8 @@ func nixRules() []Rule {
 			Name: "nix-prefetch-url", Program: "nix-prefetch-url", Role: protocol.Operator, Timeout: 600, Env: nixEnv,
 			// A name, and no address: what only the node reaches is not for everybody who may run this.
 			Forms: []Form{{Operands: []Operand{
-				operands(1, 1, "an https:// URL of a host that has a name", `https://([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z][A-Za-z0-9-]*(:443)?/[A-Za-z0-9._~:/?#@!&()*+,;=%-]*`, ".*localhost.*|.*localdomain.*|.*/\\.\\.(/.*)?"),
+				operands(1, 1, "an https:// URL of a host that has a name", `https://([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z][A-Za-z0-9-]*(:443)?/[A-Za-z0-9._~:/?#@!&()*+,;=%-]*`,
+					`.*localhost.*|.*localdomain.*|.*/\.\.(/.*)?`),
 				operands(0, 1, "a hash", "[A-Za-z0-9+/=:-]{32,200}", ""),
 			}}},
 			Options: slices.Concat(flags("--unpack", "--print-path"), value("sha256|sha512", "--type"), value("[A-Za-z0-9][A-Za-z0-9+._-]{0,100}", "--name")),

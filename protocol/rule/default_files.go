@@ -7,7 +7,7 @@ func diskRules() []Rule {
 	disk := operands(0, 16, "a device: /dev/…", `/dev/[A-Za-z0-9_/:+.-]+`, notDots)
 	df := viewer("df", slices.Concat(flags("-a --all", "-h --human-readable", "-H --si", "-i --inodes", "-k", "-l --local", "-P --portability", "-T --print-type", "--total"),
 		many(value(name, "-t --type", "-x --exclude-type")), value(`[0-9]*[A-Za-z]{0,3}`, "-B --block-size"), optional(value(list, "--output"))),
-		operands(0, 32, "a path: absolute, without . and ..", filePath, notDots))
+		paths(0))
 	du := viewer("du", slices.Concat(flags("-a --all", "-b --bytes", "-c --total", "-h --human-readable", "-k", "-m", "-s --summarize", "-S --separate-dirs", "-x --one-file-system",
 		"--apparent-size", "--inodes", "--si"), value("[0-9]{1,3}", "-d --max-depth"), many(value(anyText, "--exclude")), value("[0-9]+[A-Za-z]{0,3}", "-t --threshold")), files(1))
 	du.Timeout = 600
@@ -45,7 +45,7 @@ func fileRules() []Rule {
 	head.Denied = []Denied{numbered}
 	tail := viewer("tail", slices.Concat(flags("-q --quiet --silent", "-v --verbose", "-f", "-F", "--retry"), value(`[+-]?[0-9]{1,9}[kKMG]?`, "-n --lines", "-c --bytes"),
 		optional(value("name|descriptor", "--follow")), value(duration, "-s --sleep-interval"), value(number, "--pid")), files(1))
-	tail.Timeout, tail.Groups, tail.Denied = 3600, []string{"systemd-journal"}, []Denied{numbered}
+	tail.Timeout, tail.Denied = 3600, []Denied{numbered}
 	wc := viewer("wc", flags("-c --bytes", "-m --chars", "-l --lines", "-L --max-line-length", "-w --words"), files(1))
 	wc.Denied = []Denied{denied("it reads names from another file", "--files0-from")}
 	file := viewer("file", flags("-b --brief", "-i --mime", "--mime-type", "--mime-encoding", "-L --dereference", "-h --no-dereference"), files(1))
@@ -61,16 +61,16 @@ func fileRules() []Rule {
 				"-k", "-l", "-L --dereference", "-m", "-n --numeric-uid-gid", "-N --literal", "-o", "-p", "-q", "-Q --quote-name", "-r --reverse", "-R --recursive", "-s --size", "-S",
 				"-t", "-u", "-U", "-v", "-x", "-X", "-Z --context", "--full-time", "--group-directories-first", "--si"),
 			optional(value("never|always|auto", "--color")), value("none|size|time|version|extension|name|width", "--sort"),
-			value("full-iso|long-iso|iso|locale", "--time-style"), value("atime|access|use|ctime|status|birth|creation|mtime|modification", "--time")), operands(0, 32, "a path: absolute, without . and ..", filePath, notDots)),
+			value("full-iso|long-iso|iso|locale", "--time-style"), value("atime|access|use|ctime|status|birth|creation|mtime|modification", "--time")), paths(0)),
 		viewer("cat", flags("-A --show-all", "-b --number-nonblank", "-e", "-E --show-ends", "-n --number", "-s --squeeze-blank", "-t", "-T --show-tabs", "-v --show-nonprinting"), files(1)),
 		head,
 		tail,
 		wc,
 		grepRule(),
 		findRule(),
-		viewer("stat", slices.Concat(flags("-L --dereference", "-f --file-system", "-t --terse"), format), operands(1, 32, "a path: absolute, without . and ..", filePath, notDots)),
-		viewer("readlink", flags("-f --canonicalize", "-e --canonicalize-existing", "-m --canonicalize-missing", "-n --no-newline"), operands(1, 32, "a path: absolute, without . and ..", filePath, notDots)),
-		viewer("realpath", flags("-e --canonicalize-existing", "-m --canonicalize-missing", "-s --strip --no-symlinks"), operands(1, 32, "a path: absolute, without . and ..", filePath, notDots)),
+		viewer("stat", slices.Concat(flags("-L --dereference", "-f --file-system", "-t --terse"), format), paths(1)),
+		viewer("readlink", flags("-f --canonicalize", "-e --canonicalize-existing", "-m --canonicalize-missing", "-n --no-newline"), paths(1)),
+		viewer("realpath", flags("-e --canonicalize-existing", "-m --canonicalize-missing", "-s --strip --no-symlinks"), paths(1)),
 		viewer("sha256sum", flags("-b --binary", "-t --text"), files(1)),
 		viewer("md5sum", flags("-b --binary", "-t --text"), files(1)),
 		file,
@@ -94,8 +94,8 @@ func grepRule() Rule {
 		{Operands: []Operand{files(1)}, Options: many(pattern)},
 	}
 	r.Timeout = 300
-	r.Denied = []Denied{denied("it reads patterns from another file", "-f --file"), denied("it can go on for ever; -E has most of it", "-P --perl-regexp"), denied("it opens devices", "-D --devices"),
-		numbered}
+	r.Denied = []Denied{denied("it reads patterns from another file", "-f --file"), denied("it can go on for ever; -E has most of it", "-P --perl-regexp"),
+		denied("it opens devices", "-D --devices"), numbered}
 	return r
 }
 
@@ -110,7 +110,7 @@ func findRule() Rule {
 		many(value(`[+-]?[0-9]{1,9}(\.[0-9]{1,3})?`, "-mtime", "-mmin", "-atime", "-amin", "-ctime", "-cmin", "-used", "-links", "-inum", "-uid", "-gid")),
 		many(value(`[/-]?([0-7]{1,4}|[ugoa]*[+=-][rwxXst]*(,[ugoa]*[+=-][rwxXst]*)*)`, "-perm")), many(value(name, "-user", "-group", "-fstype")),
 		many(value(filePath, "-newer -mnewer", "-anewer", "-cnewer", "-samefile")), many(value(when, "-newermt", "-newerat", "-newerct"))),
-		operands(1, 16, "a path: absolute, without . and ..", filePath, notDots), operands(0, 64, "an operator: ! ( or )", `[!()]`, ""))
+		paths(1), operands(0, 64, "an operator: ! ( or )", `[!()]`, ""))
 	r.Style, r.Timeout = Words, 300
 	r.Denied = []Denied{
 		denied("it runs other programs", "-exec -execdir -ok -okdir"), denied("it deletes files", "-delete"),

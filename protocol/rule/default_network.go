@@ -15,7 +15,8 @@ func networkRules() []Rule {
 	tracepath := viewer("tracepath", slices.Concat(flags("-4", "-6", "-n", "-b"), value("[1-9][0-9]?", "-m")), operands(1, 1, "a host", host, ""))
 	tracepath.Timeout = 300
 	dig := viewer("dig", slices.Concat(flags("-4", "-6", "-u"), value(host, "-x", "-q"), value("[A-Za-z0-9]+", "-t", "-c"), value("[0-9]{1,5}", "-p")),
-		operands(0, 16, "a name, a type, @server, or +option (none that reads files or speaks HTTPS)", `@`+host+`|\+[a-z0-9]+(=[A-Za-z0-9.:,-]+)?|[A-Za-z0-9_*.][A-Za-z0-9_*./-]*`, `\+(https|tls|proxy|ednsopt|dnscrypt).*`))
+		operands(0, 16, "a name, a type, @server, or +option (none that reads files or speaks HTTPS)",
+			`@`+host+`|\+[a-z0-9]+(=[A-Za-z0-9.:,-]+)?|[A-Za-z0-9_*.][A-Za-z0-9_*./-]*`, `\+(https|tls|proxy|ednsopt|dnscrypt).*`))
 	dig.Denied = []Denied{denied("it reads another file", "-f -k"), denied("it takes keys", "-y")}
 	arp := viewer("arp", slices.Concat(flags("-a", "-e", "-n --numeric", "-v --verbose"), value(iface, "-i --device")), operands(0, 1, "a host", host, ""))
 	arp.Denied = []Denied{denied("it changes the table", "-d --delete -s --set -f --file -D --use-device")}

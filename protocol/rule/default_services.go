@@ -12,7 +12,7 @@ const (
 
 	// Units that are not an operator's: what would cut the node off, is systemd's own, opens a door or stops the machine,
 	// what changes the whole system, and all kinds but services, timers, sockets and paths.
-	notOperators = `(nix-infra|nixos-|dbus|systemd-|initrd-|debug-shell|emergency|rescue|halt|reboot|poweroff|kexec).*|` +
+	notOperators = `(nix-infra|nixos-|dbus|systemd-|initrd-|(debug|console|container)-shell|emergency|rescue|halt|reboot|poweroff|kexec).*|` +
 		`.*\.(target|mount|automount|swap|slice|scope|device|snapshot)`
 
 	outputModes = `short|short-full|short-iso|short-iso-precise|short-precise|short-monotonic|short-unix|short-delta|with-unit|verbose|json|json-pretty|json-sse|json-seq|cat|export`
@@ -135,9 +135,10 @@ func serviceRules() []Rule {
 		},
 		{
 			Name: "resolvectl", Program: "resolvectl", Role: protocol.Viewer, Defaults: []string{"--no-pager"},
-			Forms:   []Form{{}, words("status", operands(0, 16, "an interface", iface, "")), words("statistics"), words("query", operands(1, 8, "a name", host, ""))},
-			Options: slices.Concat(flags("-4", "-6", "--no-pager"), value("[A-Za-z0-9]+", "-t --type", "-c --class"), value(iface, "-i --interface"), value("true|false|yes|no", "--legend", "--cname", "--search", "--cache")),
-			Denied:  elsewhere,
+			Forms: []Form{{}, words("status", operands(0, 16, "an interface", iface, "")), words("statistics"), words("query", operands(1, 8, "a name", host, ""))},
+			Options: slices.Concat(flags("-4", "-6", "--no-pager"), value("[A-Za-z0-9]+", "-t --type", "-c --class"), value(iface, "-i --interface"),
+				value("true|false|yes|no", "--legend", "--cname", "--search", "--cache")),
+			Denied: elsewhere,
 		},
 		{
 			Name: "coredumpctl", Program: "coredumpctl", Role: protocol.Viewer, Groups: journal, Defaults: []string{"--no-pager"},

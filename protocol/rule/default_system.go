@@ -100,7 +100,8 @@ func hardwareRules() []Rule {
 		value("never|always|only", "--summary")))
 	lsmem.Denied = []Denied{sysroot}
 	lspci := viewer("lspci", slices.Concat(flags("-v", "-n", "-k", "-t", "-m", "-D"), value(`[0-9a-fA-F:.*]+`, "-s", "-d")))
-	lspci.Denied = []Denied{denied("it reads another file", "-i -p -F"), denied("it touches the bus in a way that can stop the machine", "-M -H -A -O"), denied("it asks other machines", "-q -Q")}
+	lspci.Denied = []Denied{denied("it reads another file", "-i -p -F"),
+		denied("it touches the bus in a way that can stop the machine", "-M -H -A -O"), denied("it asks other machines", "-q -Q")}
 	lsusb := viewer("lsusb", slices.Concat(flags("-v --verbose", "-t --tree"), value(`[0-9a-fA-F:]+`, "-s", "-d")))
 	lsusb.User = "root" // the others see no devices
 	lsusb.Denied = []Denied{denied("it reads another file", "-D")}

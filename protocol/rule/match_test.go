@@ -101,7 +101,8 @@ func TestMatch(t *testing.T) {
 
 func TestRoleIsWhatIsMissing(t *testing.T) {
 	argv := []string{"tool", "set", "a"}
-	if _, err := Match(tool(), argv, protocol.Deployer); !errors.Is(err, &protocol.Refusal{Code: protocol.OverRole}) || !strings.Contains(err.Error(), `rule "tool write" needs the role admin, you are deployer`) {
+	_, err := Match(tool(), argv, protocol.Deployer)
+	if !errors.Is(err, &protocol.Refusal{Code: protocol.OverRole}) || !strings.Contains(err.Error(), `rule "tool write" needs the role admin, you are deployer`) {
 		t.Error(err)
 	}
 	if allowed, err := Match(tool(), argv, protocol.Admin); err != nil || allowed.Rule.Name != "tool write" {
