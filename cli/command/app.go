@@ -69,6 +69,9 @@ func (a *app) readFleet() (*fleet, error) {
 
 // open opens the project's folder; with project.ErrNotInitialised there is a project of default settings.
 func (a *app) open() (*project.Project, error) {
+	if err := a.refuseLockedProject(); err != nil {
+		return nil, err
+	}
 	p, err := project.Open(a.dir, a.envFile)
 	if p != nil {
 		p.Env.Process = a.Getenv

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -49,11 +51,16 @@ func (b *bundleFlags) check(o *deployOptions) error {
 }
 
 // offlineNode is the node that is named, by what the project knows.
-func offlineNode(o *deployOptions) (protocol.NodeState, error) {
+func (a *app) offlineNode(o *deployOptions) (protocol.NodeState, error) {
 	if len(o.targets) != 1 || project.ValidNodeName(o.targets[0]) != nil {
 		return protocol.NodeState{}, errors.New("--offline takes the name of one node: without a controller, nothing is known that a selector could ask for")
 	}
-	return protocol.NodeState{NodeRecord: protocol.NodeRecord{Name: o.targets[0]}, Serial: o.serial - 1}, nil
+	name := o.targets[0]
+	jwt, err := os.ReadFile(a.own(nodesDir, name+".jwt"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return protocol.NodeState{}, err
+	}
+	return protocol.NodeState{NodeRecord: protocol.NodeRecord{Name: name, JWT: strings.TrimSpace(string(jwt))}, Serial: o.serial - 1}, nil
 }
 
 // deployToFile writes the deployment of one node into a file. Nobody is told of it.
@@ -62,7 +69,7 @@ func (a *app) deployToFile(ctx context.Context, me *identity, order order, o *de
 	var s *session
 	var chosen, all []protocol.NodeState
 	if o.offline {
-		n, err := offlineNode(o)
+		n, err := a.offlineNode(o)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/nix-infra/nix-infra/cli/provision"
 	"github.com/nix-infra/nix-infra/cli/ui"
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
 
 type enrollOptions struct {
@@ -293,7 +295,19 @@ func register(ctx context.Context, c *session, before *protocol.NodeState, r *pr
 	if err := c.Controller(ctx, protocol.PutNode, record, nil); err != nil {
 		return fmt.Errorf("register %s with the controller: %w", r.Name, err)
 	}
-	return nil
+	return keepNode(c.me.project.Dir, r.Name, jwt)
+}
+
+// nodesDir, beside fleet.json, has the JWT of each node that was enrolled from here, which proves its keys: for what is
+// done without a controller. It is public.
+const nodesDir = "nodes"
+
+func keepNode(dir, name, jwt string) error {
+	folder := filepath.Join(dir, ownDir, nodesDir)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(folder, name+".jwt"), []byte(jwt+"\n"), 0o644)
 }
 
 // heard tells whether a node was heard of since before. The controller's own times are compared, so

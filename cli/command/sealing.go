@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +45,7 @@ func (s *sealer) value(name string) ([]byte, error) {
 func (s *sealer) seal(n *protocol.NodeState, use project.SecretUse, value []byte) (protocol.SealedSecret, error) {
 	sealed := protocol.SealedSecret{Name: use.Name, PreBuild: use.PreBuild}
 	if n.JWT == "" && n.Key == "" { // --offline
-		return sealed, fmt.Errorf("secrets are sealed to a node's key, and only the controller knows that of %s; leave out --offline", n.Name)
+		return sealed, fmt.Errorf("secrets are sealed to the key of %s, and %s does not have it, because it was enrolled from elsewhere: leave out --offline", n.Name, filepath.Join(ownDir, nodesDir))
 	}
 	id, err := s.verifier.ProveNode(&n.NodeRecord, s.now)
 	if err != nil {

@@ -87,10 +87,15 @@ func (k *keyring) locked(do func() error) (err error) {
 	return do()
 }
 
-// load reads the keys, unless they are known already; fs.ErrNotExist where there are none yet.
+// errNoKeyYet is a keyring that was not made yet, and nothing else: on it, one is made.
+var errNoKeyYet = errors.New("there is no key yet")
+
+// load reads the keys, unless they are known already; errNoKeyYet where there are none.
 func (k *keyring) load() error {
 	sealed, err := os.ReadFile(k.path())
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return errNoKeyYet
+	} else if err != nil {
 		return err
 	}
 	from := sha256.Sum256(sealed)
@@ -113,7 +118,7 @@ func (k *keyring) load() error {
 // opened.
 func (k *keyring) newest() (*age.X25519Identity, error) {
 	err := k.load()
-	if errors.Is(err, fs.ErrNotExist) {
+	if err == errNoKeyYet {
 		err = k.make()
 	}
 	if err != nil {
@@ -287,7 +292,7 @@ func (r ringIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 	if !slices.ContainsFunc(stanzas, func(s *age.Stanza) bool { return s.Type == "X25519" }) {
 		return nil, age.ErrIncorrectIdentity
 	}
-	if err := r.load(); errors.Is(err, fs.ErrNotExist) {
+	if err := r.load(); err == errNoKeyYet {
 		return nil, &askError{fmt.Errorf("%s is missing, which opens it: restore it from a backup: %w", r.path(), ErrDamaged)}
 	} else if err != nil {
 		return nil, &askError{err}

@@ -46,6 +46,7 @@ const (
 	salted     = "Salted__"
 	saltSize   = 8
 	iterations = 10_000 // what -pbkdf2 means where nothing is said
+	longestKey = 32     // bytes
 	maxLegacy  = 1 << 20
 )
 
@@ -202,13 +203,17 @@ func (s *Secrets) openSSL(name string, data []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("can't decrypt %s: %w", s.legacyPath(name), err)
 	}
+	material, err := pbkdf2.Key(sha256.New, password, salt, iterations, longestKey+aes.BlockSize)
+	if err != nil {
+		return nil, err
+	}
 	ciphers, chosen := tried, false
 	if s.ciphers != nil {
 		ciphers, chosen = s.ciphers, true
 	}
 	whole := false
 	for _, c := range ciphers {
-		value, err := schemes[c].open(password, salt, body)
+		value, err := schemes[c].open(material, body)
 		if errors.Is(err, errNotWhole) {
 			continue
 		}
@@ -231,28 +236,23 @@ var (
 	errPadding  = errors.New("wrong padding")
 )
 
-// open decrypts. That the padding is right proves little: it is, by chance, for one in 256 wrong passwords.
-func (c scheme) open(password string, salt, body []byte) ([]byte, error) {
-	iv := c.key
-	size := iv + aes.BlockSize
-	material, err := pbkdf2.Key(sha256.New, password, salt, iterations, size)
-	if err != nil {
-		return nil, err
-	}
-	block, err := c.block(material[:iv])
+// open decrypts with the key and, behind it, the initialisation vector that the password gave. That the padding is right proves little: it is, by chance, for one in 256 wrong passwords.
+func (c scheme) open(material, body []byte) ([]byte, error) {
+	block, err := c.block(material[:c.key])
 	if err != nil {
 		return nil, err
 	}
 	n := block.BlockSize()
+	iv := material[c.key : c.key+n]
 	out := make([]byte, len(body))
 	if c.stream {
-		cipher.NewCTR(block, material[iv:iv+n]).XORKeyStream(out, body)
+		cipher.NewCTR(block, iv).XORKeyStream(out, body)
 		return out, nil
 	}
 	if len(body) == 0 || len(body)%n != 0 {
 		return nil, errNotWhole
 	}
-	cipher.NewCBCDecrypter(block, material[iv:iv+n]).CryptBlocks(out, body)
+	cipher.NewCBCDecrypter(block, iv).CryptBlocks(out, body)
 	pad := int(out[len(out)-1])
 	if pad == 0 || pad > n || !bytes.Equal(out[len(out)-pad:], bytes.Repeat([]byte{byte(pad)}, pad)) {
 		return nil, errPadding

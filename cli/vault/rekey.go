@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 
@@ -29,7 +28,7 @@ func (v *Vault) Rekey(password func() (string, error)) (finished bool, err error
 				k.password = old
 				return err
 			}
-		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		} else if err != nil && err != errNoKeyYet {
 			return err
 		}
 		if finished = len(k.held) > 1; finished {
@@ -140,7 +139,7 @@ func (k *keyring) did(step string) error {
 func (v *Vault) Readers() (recipients []string, unfinished bool, err error) {
 	v.ring.mu.Lock()
 	defer v.ring.mu.Unlock()
-	if err := v.ring.load(); errors.Is(err, fs.ErrNotExist) {
+	if err := v.ring.load(); err == errNoKeyYet {
 		return nil, false, nil
 	} else if err != nil {
 		return nil, false, err

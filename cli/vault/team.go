@@ -123,7 +123,9 @@ func (t *team) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 func (t *team) identities() ([]age.Identity, error) {
 	if file := t.env(IdentityVariable); file != "" {
 		keys, err := t.identity(file)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s: there is no file %s", IdentityVariable, file)
+		} else if err != nil {
 			return nil, fmt.Errorf("%s: %w", IdentityVariable, err)
 		}
 		return keys, nil
