@@ -145,7 +145,7 @@ func (w *collection) run(ctx context.Context) ([]string, error) {
 		case err := <-denied:
 			return nil, err
 		case now := <-look.C:
-			w.lookAfter(now)
+			w.lookAfter(now, len(answers) == 0)
 		case node := <-w.enough:
 			if a := w.waiting[node]; a != nil && w.end != nil {
 				w.end(node, a.id)
@@ -218,10 +218,13 @@ func (w *collection) drop(node string) {
 	}
 }
 
-func (w *collection) lookAfter(now time.Time) {
+// lookAfter renews what goes on, and gives up on who takes too long. heard tells that no answer waits to be looked at:
+// where each took its time, as with a full pipe behind it, nobody else is late.
+func (w *collection) lookAfter(now time.Time, heard bool) {
 	for node, a := range w.waiting {
+		late := a.parts == 0 && w.patience > 0 && now.Sub(a.since) > w.patience || a.parts > 0 && now.Sub(a.heard) > protocol.StreamLifetime
 		switch {
-		case a.parts == 0 && w.patience > 0 && now.Sub(a.since) > w.patience, a.parts > 0 && now.Sub(a.heard) > protocol.StreamLifetime:
+		case late && heard:
 			if w.end != nil {
 				w.end(node, a.id)
 			}

@@ -110,6 +110,35 @@ func TestLinger(t *testing.T) {
 	toldToEnd(t, hangs)
 }
 
+// TestSlowReader: an answer that waits because the one before is still being read is not late.
+func TestSlowReader(t *testing.T) {
+	f := fleettest.New(t)
+	var nodes []string
+	answered := make(chan bool, 9)
+	for i := range 9 {
+		nodes = append(nodes, fmt.Sprintf("n%d", i))
+		f.Add(nodes[i]).Script(fleettest.Script{Answers: func(*protocol.Verified) (any, error) { answered <- true; return 1, nil }})
+	}
+	const patience = 500 * time.Millisecond
+	heard := 0
+	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t, 20*time.Second), client.Question{Nodes: nodes, Action: protocol.RunCommand, Patience: patience}, func(_ string, _ *protocol.Reply, err error) {
+		if err != nil {
+			t.Error(err)
+		}
+		if heard++; heard == 1 {
+			for range nodes {
+				<-answered
+			}
+		}
+		if heard <= 3 {
+			time.Sleep(patience) // together, longer than anybody is waited for
+		}
+	})
+	if err != nil || len(silent) != 0 || heard != len(nodes) {
+		t.Errorf("heard %d, silent %v, %v", heard, silent, err)
+	}
+}
+
 // TestEnough: a node that was heard enough of is told to stop, and the others are not.
 func TestEnough(t *testing.T) {
 	f := fleettest.New(t)
