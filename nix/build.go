@@ -23,6 +23,7 @@ type BuildRequest struct {
 	Attr    string            // flake attribute, such as nixosConfigurations."n1".config.system.build.toplevel
 	OutLink string            // symbolic link to leave as a gc root; "": none
 	Impure  bool              // let the evaluation read what is outside the flake
+	Netrc   string            // file by which Nix logs in to caches and sources; "": as it is configured
 	Log     func(line string) // told each line of the log as it comes; may be nil
 }
 
@@ -42,11 +43,20 @@ func Build(ctx context.Context, r BuildRequest) (string, error) {
 	if r.Impure {
 		args = append(args, "--impure")
 	}
+	args = append(args, netrcArgs(r.Netrc)...)
 	out := &bounded{limit: maxPrinted}
 	if err := (job{what: "the build", program: "nix", args: args, log: r.Log, out: out}).run(ctx); err != nil {
 		return "", err
 	}
 	return builtPath(string(out.data))
+}
+
+// netrcArgs name the file to log in by. Nix hands it on to its daemon, which takes it from users that it trusts, as root is.
+func netrcArgs(file string) []string {
+	if file == "" {
+		return nil
+	}
+	return []string{"--option", "netrc-file", file}
 }
 
 // builtPath reads what --print-out-paths printed.

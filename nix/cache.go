@@ -16,6 +16,7 @@ type SubstituteRequest struct {
 	Caches  []string          // URLs; none: it has to be in the store already
 	Keys    []string          // public keys, "name:base64": what none of them signed is not taken
 	OutLink string            // symbolic link to leave as a gc root; "": none
+	Netrc   string            // file by which Nix logs in to the caches; "": as it is configured
 	Log     func(line string) // told each line of the log as it comes; may be nil
 }
 
@@ -90,7 +91,7 @@ func substituteArgs(r SubstituteRequest) []string {
 	if r.OutLink != "" {
 		args = append(args, "--add-root", r.OutLink)
 	}
-	return args
+	return append(args, netrcArgs(r.Netrc)...)
 }
 
 // checkSigned refuses a cache whose URL asks Nix to take what it has without signatures, and what Nix would take

@@ -30,10 +30,12 @@ func (a *attempt) number() uint64 {
 }
 
 // revert is the way back: to what ran or, where the system is proven after a boot, to what would have booted.
-func (a *attempt) revert() Revert {
+func (e *Engine) revert(a *attempt) Revert {
 	r := Revert{Number: a.number(), Old: a.Old, Timeout: time.Duration(a.Timeout) * time.Second}
 	if a.boots() {
 		r.Old = a.OldProfile
+	} else if a.Secrets != a.OldSecrets {
+		r.Secrets, r.Loaders = e.secrets.Place(a.OldSecrets), a.Loaders
 	}
 	return r
 }
@@ -54,24 +56,33 @@ func (a *attempt) left(obs Observation) time.Duration {
 	return time.Duration(a.Deadline)*time.Millisecond - obs.Uptime - reserve
 }
 
-// activate arms the revert and runs the new system's activation.
+// activate arms the revert, puts the new system's secrets in place and runs its activation.
 func (e *Engine) activate(ctx context.Context, a *attempt) {
-	if err := e.o.Host.Arm(ctx, a.revert()); err != nil {
+	err := e.readySecrets(ctx, a)
+	if err == nil {
+		err = e.o.Host.Arm(ctx, e.revert(a))
+	}
+	if err != nil {
+		err = fmt.Errorf("the revert can't be armed, so nothing was activated: %w", err)
+	} else {
+		err = e.note("armed", func() { a.Armed = true })
+	}
+	if err != nil {
 		if ctx.Err() == nil {
 			e.disarmQuietly(ctx, a)
-			e.fail(a, fmt.Errorf("the revert can't be armed, so nothing was activated: %w", err))
+			e.unreadySecrets(ctx, a)
+			e.fail(a, err)
 		}
-		return
-	}
-	if err := e.note("armed", func() { a.Armed = true }); err != nil {
-		e.disarmQuietly(ctx, a)
-		e.fail(a, err)
 		return
 	}
 	obs, err := e.observe(ctx)
 	if err != nil || a.left(obs) <= 0 {
 		// The machine slept, or this process did: the timer may have fired.
 		e.toRollback(ctx, a, fmt.Sprintf("the deadline of %d s passed before the activation started", a.Timeout), nil)
+		return
+	}
+	if err := e.newSecrets(ctx, a); err != nil {
+		e.toRollback(ctx, a, err.Error(), nil)
 		return
 	}
 	e.awaitActivation(ctx, a, a.activation())
@@ -96,17 +107,31 @@ func (e *Engine) awaitActivation(ctx context.Context, a *attempt, j Job) {
 	case !out.Found:
 		e.neverStarted(ctx, a)
 	case out.Exit == exitDone:
-		e.toChecking(ctx, a)
+		e.activated(limited, ctx, a)
 	case out.Exit == exitUnitsFailed:
 		obs, err := e.observe(ctx)
 		units := health.NewlyFailed(a.Failed, obs.Failed)
 		if err == nil && len(units) == 0 {
-			e.toChecking(ctx, a)
+			e.activated(limited, ctx, a)
 			return
 		}
 		e.toRollback(ctx, a, health.FailedUnits(units).Reason, units)
 	default:
 		e.toRollback(ctx, a, fmt.Sprintf("the activation failed (%v)", out), nil)
+	}
+}
+
+// activated restarts what has to load other secrets, and begins the proof. The first context ends at the deadline.
+func (e *Engine) activated(limited, ctx context.Context, a *attempt) {
+	failed, err := e.loadSecrets(limited, a)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		e.toRollback(ctx, a, fmt.Sprintf("what loads the new secrets can't be restarted: %v", err), nil)
+	case len(failed) > 0:
+		e.toRollback(ctx, a, fmt.Sprintf("does not start with the new secrets: %s", strings.Join(failed, ", ")), failed)
+	default:
+		e.toChecking(ctx, a)
 	}
 }
 
@@ -140,7 +165,7 @@ func (e *Engine) check(ctx context.Context, a *attempt) {
 	case a.left(obs) <= 0:
 		e.toRollback(ctx, a, fmt.Sprintf("not proven within the deadline of %d s", a.Timeout), nil)
 		return
-	case obs.Running != a.New:
+	case obs.Running != a.New || !e.hasSecrets(a):
 		e.toRollback(ctx, a, "the new system does not run any more: the revert came first, or somebody switched by hand", nil)
 		return
 	}
@@ -152,20 +177,7 @@ func (e *Engine) check(ctx context.Context, a *attempt) {
 	limited, cancel := context.WithTimeout(ctx, a.left(obs))
 	defer cancel()
 	results, err := health.Check(limited, health.Checks{
-		Failed: func(ctx context.Context) ([]string, error) {
-			now, err := e.o.Host.Observe(ctx)
-			if err != nil {
-				return nil, err
-			}
-			failed := now.Failed[:0:0]
-			for _, u := range now.Failed {
-				if !OwnUnit(u) {
-					failed = append(failed, u)
-				}
-			}
-			return failed, nil
-		},
-		Before: a.Failed, Probe: e.probe(a), Settle: time.Duration(a.Settle) * time.Second,
+		Failed: e.failed, Before: a.Failed, Probe: e.probe(a), Settle: time.Duration(a.Settle) * time.Second,
 		Declared: declared, UnitState: e.o.Host.UnitState,
 	})
 	if len(results) > 0 && ctx.Err() == nil {
@@ -186,11 +198,20 @@ func (e *Engine) check(ctx context.Context, a *attempt) {
 	}
 }
 
+// failed are the units that are failed now, without ours.
+func (e *Engine) failed(ctx context.Context) ([]string, error) {
+	now, err := e.o.Host.Observe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(now.Failed), OwnUnit), nil
+}
+
 // confirm makes a proven system the boot default and takes the way back away. Each step may be
 // repeated after a crash.
 func (e *Engine) confirm(ctx context.Context, a *attempt, m *protocol.Manifest) {
 	obs, err := e.observe(ctx)
-	if err == nil && obs.Running != a.New {
+	if err == nil && (obs.Running != a.New || obs.BootID == a.BootID && !e.hasSecrets(a)) {
 		err = errors.New("the revert came before the new system was confirmed")
 	}
 	if err == nil && !a.Disarmed {
@@ -259,10 +280,13 @@ func (e *Engine) secure(ctx context.Context, a *attempt, obs Observation) error 
 		}
 		_ = e.note("boot-default", func() { a.BootSet = true })
 	}
+	if err := e.keepSecrets(ctx, a); err != nil {
+		return err
+	}
 	if !a.Armed {
 		return nil
 	}
-	started, err := e.o.Host.Disarm(ctx, a.revert())
+	started, err := e.o.Host.Disarm(ctx, e.revert(a))
 	if err != nil {
 		return fmt.Errorf("the revert can't be disarmed: %w", err)
 	}
@@ -312,6 +336,7 @@ func (e *Engine) confirmed(a *attempt, c *Confirmation, generation int, reason s
 			return
 		}
 		c.Serial, c.Deployment, c.Mode, c.Closure, c.Before, c.Time = a.Serial, a.Deployment, a.Mode, a.New, a.Old, e.now()
+		c.Secrets, c.BeforeSecrets = a.Secrets, a.OldSecrets
 		j.remember(*c)
 		if a.Mode != protocol.Test && reason == "" && c.Digest != "" {
 			j.Installed = c.Digest
@@ -321,7 +346,7 @@ func (e *Engine) confirmed(a *attempt, c *Confirmation, generation int, reason s
 }
 
 func (e *Engine) disarmQuietly(ctx context.Context, a *attempt) {
-	if _, err := e.o.Host.Disarm(ctx, a.revert()); err != nil {
+	if _, err := e.o.Host.Disarm(ctx, e.revert(a)); err != nil {
 		e.o.Log.Warn("the revert can't be disarmed; it runs what runs already", "error", err)
 	}
 }

@@ -17,6 +17,9 @@ func (e *Engine) makeDefault(ctx context.Context, a *attempt) {
 		_ = e.note("profile", func() {})
 		err = e.runBoot(ctx, a.bootJob())
 	}
+	if err == nil {
+		err = e.bootFinds(ctx, a.Secrets)
+	}
 	if ctx.Err() != nil {
 		return
 	}

@@ -64,6 +64,7 @@ func (e *Engine) accept(ctx context.Context, o *order) (*attempt, error) {
 	e.mu.Unlock()
 	a.Staged = staged // only a reboot finds one here
 	err := e.move(a, protocol.Accepted, func() {
+		e.j.Rotation = nil // one that could not be undone: what is deployed now counts
 		if !o.unsigned {
 			e.j.Seen, e.j.Newest = m.Serial, m.Deployment
 		}
@@ -142,7 +143,15 @@ func (e *Engine) prepareNew(ctx context.Context, a *attempt, m *protocol.Manifes
 			return nil, err
 		}
 	}
-	if done, err := e.unchanged(a, m, obs); done || err != nil {
+	asked, err := e.askSecrets(m)
+	if err != nil {
+		return nil, err
+	}
+	same, done, err := e.unchanged(a, m, obs, asked)
+	if done || err != nil {
+		return nil, err
+	}
+	if err := e.secrets.Deliver(asked.live, asked.set); err != nil {
 		return nil, err
 	}
 	if err := e.move(a, protocol.Fetching, nil); err != nil {
@@ -157,29 +166,32 @@ func (e *Engine) prepareNew(ctx context.Context, a *attempt, m *protocol.Manifes
 	if err := e.move(a, protocol.Building, nil); err != nil {
 		return nil, err
 	}
-	var closure string
-	next, err = e.interruptible(ctx, buildLimit(m), "building", func(ctx context.Context) (err error) {
-		closure, err = e.bring(ctx, m)
-		return err
-	})
+	closure := obs.Running
+	if !same { // else it is the secrets alone that change
+		next, err = e.interruptible(ctx, buildLimit(m), "building", func(ctx context.Context) (err error) {
+			closure, err = e.bring(ctx, m)
+			return err
+		})
+	}
 	if err != nil {
 		return next, err
 	}
-	return nil, e.decide(ctx, a, closure, m.Closure == nil)
+	return nil, e.decide(ctx, a, closure, m.Closure == nil && !same, func() (int, error) { return e.stageSecrets(ctx, asked) })
 }
 
 // prepareRollback finds the system to go back to, and the manifest that it was made of.
 func (e *Engine) prepareRollback(ctx context.Context, a *attempt, m *protocol.Manifest, obs Observation) error {
-	closure, err := e.resolve(ctx, m.Rollback, obs)
+	to, err := e.resolve(ctx, m.Rollback, obs)
 	if err != nil {
 		return err
 	}
+	live, boots := e.secrets.Standing()
 	e.mu.Lock()
 	last, _ := e.j.last()
-	made, _ := e.j.newest(func(c Confirmation) bool { return c.Closure == closure && c.Digest != "" })
+	made, _ := e.j.newest(func(c Confirmation) bool { return c.Closure == to.closure && c.Digest != "" })
 	e.mu.Unlock()
-	if closure == "" {
-		if err := e.note("", func() { a.Old, a.New = obs.Running, obs.Running }); err != nil {
+	if to.closure == "" {
+		if err := e.note("", func() { a.stays(obs, live.Number, boots) }); err != nil {
 			return err
 		}
 		if last.Closure != obs.Running {
@@ -191,7 +203,12 @@ func (e *Engine) prepareRollback(ctx context.Context, a *attempt, m *protocol.Ma
 	if err := e.note("", func() { a.Source = made.Digest }); err != nil {
 		return err
 	}
-	return e.decide(ctx, a, closure, false)
+	return e.decide(ctx, a, to.closure, false, func() (int, error) {
+		if to.secrets == 0 { // nothing is known of them: they stay
+			return live.Number, nil
+		}
+		return to.secrets, nil
+	})
 }
 
 func buildLimit(m *protocol.Manifest) time.Duration {
@@ -211,34 +228,57 @@ func (e *Engine) fetchTree(ctx context.Context, digest string, m *protocol.Manif
 	return e.fetch(ctx, digest, m, s.put)
 }
 
-// unchanged confirms at once what was confirmed before and still runs.
-func (e *Engine) unchanged(a *attempt, m *protocol.Manifest, obs Observation) (bool, error) {
+// unchanged confirms at once what was confirmed before and still runs: done. Where it has other secrets, it is only the
+// same.
+func (e *Engine) unchanged(a *attempt, m *protocol.Manifest, obs Observation, asked asked) (same, done bool, err error) {
 	e.mu.Lock()
 	c, ok := e.j.last()
 	e.mu.Unlock()
 	if !ok || c.Closure != obs.Running {
-		return false, nil
+		return false, false, nil
 	}
 	if a.Mode != protocol.Test && (c.Mode == protocol.Test || obs.Profile != c.Closure) {
-		return false, nil
+		return false, false, nil
 	}
 	key, err := e.treeKey(m)
 	if err != nil || key != c.Tree {
-		return false, err
+		return false, false, err
 	}
-	if err := e.note("", func() { a.Old, a.New = obs.Running, obs.Running }); err != nil {
-		return false, err
+	if !asked.same || a.Mode != protocol.Test && asked.boots != asked.live.Number {
+		return true, false, nil
+	}
+	if err := e.note("", func() { a.stays(obs, asked.live.Number, asked.boots) }); err != nil {
+		return false, false, err
 	}
 	e.confirmed(a, &Confirmation{Digest: a.Digest, Tree: key}, obs.Generation, "")
-	return true, nil
+	return true, true, nil
 }
 
-// decide looks at the closure that is here now: is it another one, and may it be tried?
-func (e *Engine) decide(ctx context.Context, a *attempt, closure string, built bool) error {
+// stays notes that what runs is what is wanted.
+func (a *attempt) stays(obs Observation, secrets, boots int) {
+	a.Old, a.New, a.Secrets, a.OldSecrets, a.BootSecrets = obs.Running, obs.Running, secrets, secrets, boots
+}
+
+// decide looks at the closure that is here now: is it another one, or has it other secrets, and may it be tried?
+func (e *Engine) decide(ctx context.Context, a *attempt, closure string, built bool, secrets func() (int, error)) error {
 	if err := nix.CheckStorePath(closure); err != nil {
 		return fmt.Errorf("the new system: %w", err)
 	}
 	obs, err := e.observe(ctx)
+	if err != nil {
+		return err
+	}
+	if closure != obs.Running {
+		if err := e.tryable(closure); err != nil {
+			return err
+		}
+	}
+	set, err := secrets()
+	if err != nil {
+		return err
+	}
+	live, boots := e.secrets.Standing()
+	changed, loaders, err := e.different(ctx, live, set)
 	if err != nil {
 		return err
 	}
@@ -247,15 +287,14 @@ func (e *Engine) decide(ctx context.Context, a *attempt, closure string, built b
 		if a.OldProfile == "" {
 			a.OldProfile = obs.Running
 		}
+		a.Secrets, a.OldSecrets, a.BootSecrets, a.Changed, a.Loaders = set, live.Number, boots, changed, loaders
+		a.Spare = closure == obs.Running
 	})
 	if err != nil {
 		return err
 	}
-	if closure == obs.Running {
-		return e.move(a, protocol.Confirming, func() { a.Default, a.Spare = a.Mode != protocol.Test, true })
-	}
-	if err := e.tryable(closure); err != nil {
-		return err
+	if closure == obs.Running && set == live.Number {
+		return e.move(a, protocol.Confirming, func() { a.Default = a.Mode != protocol.Test })
 	}
 	if _, err := e.o.Host.Declared(closure); err != nil {
 		return err // before anything is switched: it could never be proven

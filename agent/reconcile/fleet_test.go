@@ -22,17 +22,20 @@ const nodeName = "n1"
 
 // rig is a node with a machine, a controller and a deployer who signs.
 type rig struct {
-	t        *testing.T
-	m        *machine
-	c        *controller
-	keys     *protocol.FleetKeys
-	public   *protocol.Public
-	signer   *protocol.Signer
-	verifier *protocol.Verifier
-	dir, etc string
-	write    writer
-	steps    []string
-	records  []protocol.AuditRecord
+	t         *testing.T
+	m         *machine
+	c         *controller
+	keys      *protocol.FleetKeys
+	public    *protocol.Public
+	signer    *protocol.Signer
+	verifier  *protocol.Verifier
+	dir, etc  string
+	key       nkeys.KeyPair // the node's curve key
+	loadsFrom string        // where units load secrets from
+	builds    string        // where builds find theirs
+	write     writer
+	steps     []string
+	records   []protocol.AuditRecord
 }
 
 func newRig(t *testing.T) *rig {
@@ -42,6 +45,9 @@ func newRig(t *testing.T) *rig {
 	public, err := keys.Publish(nil)
 	must(t, err)
 	r := &rig{t: t, m: newMachine(t), keys: keys, public: public, dir: filepath.Join(t.TempDir(), "state"), etc: t.TempDir(), write: quickly}
+	r.key, err = nkeys.CreateCurveKeys()
+	must(t, err)
+	r.loadsFrom, r.builds = filepath.Join(t.TempDir(), "secrets"), inMemory(t)
 	r.c = &controller{m: r.m, manifests: map[string][]byte{}, blobs: map[string][]byte{}}
 	r.signer = r.user("deployer", protocol.Deployer)
 	r.verifier, err = protocol.NewVerifier(public.Operator, public.AccountJWT)
@@ -138,7 +144,7 @@ func (r *rig) start(killAt int) *life {
 	dead := false
 	n := 0
 	e, err := New(Options{Dir: r.dir, Node: nodeName, Verifier: r.verifier, Upstream: r.c, Host: agent{r.m, &dead}, Log: slog.New(slog.DiscardHandler),
-		Etc: r.etc, Roots: r.m.roots, Audit: func(a protocol.AuditRecord) {
+		Etc: r.etc, Roots: r.m.roots, Key: r.key, Links: r.loadsFrom, Keys: r.builds, Audit: func(a protocol.AuditRecord) {
 			r.m.mu.Lock()
 			defer r.m.mu.Unlock()
 			r.records = append(r.records, a)

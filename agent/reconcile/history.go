@@ -22,16 +22,36 @@ type Confirmation struct {
 	Mode       protocol.Mode `json:"mode"`
 	Tree       string        `json:"tree,omitempty"` // see Engine.treeKey; "" where the node's source tree shows something else
 	Closure    string        `json:"closure"`
-	Before     string        `json:"before"`         // closure that ran before
-	Back       bool          `json:"back,omitempty"` // it was a rollback
-	Time       time.Time     `json:"time"`
+	Before     string        `json:"before"` // closure that ran before
+	// The sets of secrets with Closure and with Before; 0 where an agent confirmed it that knew of none.
+	Secrets       int       `json:"secrets,omitempty"`
+	BeforeSecrets int       `json:"before_secrets,omitempty"`
+	Back          bool      `json:"back,omitempty"` // it was a rollback
+	Time          time.Time `json:"time"`
 }
+
+// system is a closure with its secrets.
+type system struct {
+	closure string
+	secrets int // 0: not known
+}
+
+// is tells whether two are the same, as far as it is known.
+func (s system) is(other system) bool {
+	return s.closure == other.closure && (s.secrets == other.secrets || s.secrets == 0 || other.secrets == 0)
+}
+
+func (c *Confirmation) system() system { return system{c.Closure, c.Secrets} }
+func (c *Confirmation) before() system { return system{c.Before, c.BeforeSecrets} }
+
+// idle tells whether it switched nothing.
+func (c *Confirmation) idle() bool { return c.system().is(c.before()) }
 
 // remember adds to the history. What switched nothing is forgotten first.
 func (j *journal) remember(c Confirmation) {
 	j.History = append(j.History, c)
 	if len(j.History) > maxHistory {
-		idle := slices.IndexFunc(j.History[:maxHistory], func(c Confirmation) bool { return c.Closure == c.Before })
+		idle := slices.IndexFunc(j.History[:maxHistory], func(c Confirmation) bool { return c.idle() })
 		oldest := max(0, idle)
 		j.History = slices.Delete(j.History, oldest, oldest+1)
 	}
@@ -55,25 +75,25 @@ func (j *journal) newest(has func(Confirmation) bool) (Confirmation, bool) {
 	return Confirmation{}, false
 }
 
-// previous is where a rollback from a closure goes to that names nothing: what was proven before that closure was
+// previous is where a rollback from a system goes to that names nothing: what was proven before that system was
 // deployed here, or else what ran then. Two rollbacks in a row so go back twice, and not forth again.
-func (j *journal) previous(running string) string {
+func (j *journal) previous(running system) system {
 	deployed := len(j.History)
 	for i, c := range slices.Backward(j.History) {
-		if c.Closure == running && c.Before != running && !c.Back {
+		if c.system().is(running) && !c.before().is(running) && !c.Back {
 			deployed = i
 			break
 		}
 	}
 	for _, c := range slices.Backward(j.History[:deployed]) {
-		if c.Closure != running {
-			return c.Closure
+		if !c.system().is(running) {
+			return c.system()
 		}
 	}
 	if deployed < len(j.History) {
-		return j.History[deployed].Before
+		return j.History[deployed].before()
 	}
-	return ""
+	return system{}
 }
 
 // inQuarantine are the closures in quarantine, the newest first, as many as a beat names.
@@ -147,7 +167,7 @@ func (e *Engine) Keep(ctx context.Context) (map[string]string, error) {
 	}
 	last, _ := e.j.last()
 	add(last.Closure, "was confirmed last")
-	add(back, "is where a rollback goes to")
+	add(back.closure, "is where a rollback goes to")
 	for _, closure := range e.j.inQuarantine() {
 		add(closure, "in quarantine")
 	}
@@ -167,8 +187,9 @@ const (
 // keepRoots keeps from the garbage collector what runs and what the journal has a use for, and lets go of
 // what an attempt that is over had kept.
 func (e *Engine) keepRoots(running string) {
+	live, _ := e.secrets.Standing()
 	e.mu.Lock()
-	roots := map[string]string{rootCurrent: running, rootPrevious: e.j.previous(running)}
+	roots := map[string]string{rootCurrent: running, rootPrevious: e.j.previous(system{running, live.Number}).closure}
 	if e.j.Attempt == nil {
 		roots[rootNew], roots[rootOld], roots[rootBuilt] = "", "", ""
 	}

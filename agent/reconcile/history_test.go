@@ -69,7 +69,7 @@ func TestHistoryIsBounded(t *testing.T) {
 		t.Fatalf("%d entries", len(j.History))
 	}
 	// One of those that changed nothing is the newest and stays, so that 19 are left that did.
-	if j.History[0].Deployment != "6" || j.previous("c24") != "c23" || j.History[maxHistory-1].Deployment != "29" || j.History[maxHistory-2].Deployment != "24" {
+	if j.History[0].Deployment != "6" || j.previous(system{closure: "c24"}).closure != "c23" || j.History[maxHistory-1].Deployment != "29" || j.History[maxHistory-2].Deployment != "24" {
 		t.Errorf("%+v", j.History)
 	}
 }
@@ -99,7 +99,7 @@ func TestPreviousIsFurtherBack(t *testing.T) {
 		{"only what ran already", []Confirmation{deploy("a", "a")}, "a", ""},
 	} {
 		j := journal{History: c.history}
-		if got := j.previous(c.running); got != c.want {
+		if got := j.previous(system{closure: c.running}).closure; got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}

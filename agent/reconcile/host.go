@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nix-infra/nix-infra/agent/credential"
 	"github.com/nix-infra/nix-infra/agent/health"
 	"github.com/nix-infra/nix-infra/nix"
 )
@@ -53,6 +54,18 @@ type Host interface {
 	Renew(ctx context.Context) (bool, error)
 	// Reboot starts a clean reboot and returns.
 	Reboot(ctx context.Context) error
+	// System is for the secrets.
+	credential.System
+	// Loaders are the services that run and load one of these files as an encrypted credential.
+	Loaders(ctx context.Context, files []string) ([]Loader, error)
+	// Restart restarts those of the units that run and waits until they are up again. It says which ones are not.
+	Restart(ctx context.Context, units []string) (failed []string, err error)
+}
+
+// Loader is a service that loads credentials.
+type Loader struct {
+	Unit  string
+	Since time.Duration // of the monotonic clock, when it began to start
 }
 
 // Observation is what can be seen of the machine.
@@ -70,6 +83,7 @@ type Observation struct {
 type Build struct {
 	Dir, Attr, OutLink string
 	Impure             bool
+	Netrc              string // file by which Nix logs in to sources and caches; "": as it is configured
 	Log                func(line string)
 }
 
@@ -77,6 +91,7 @@ type Build struct {
 type Substitution struct {
 	Path, OutLink string
 	Caches, Keys  []string // as in protocol.Closure
+	Netrc         string   // as in Build
 	Log           func(line string)
 }
 
@@ -85,6 +100,8 @@ type Revert struct {
 	Number  uint64        // names its units: the serial or, of an order of root's, the second in which it began
 	Old     string        // store path to go back to
 	Timeout time.Duration // after Arm
+	Secrets string        // folder that new secrets are mounted over, which is where the old ones are; "": they stay
+	Loaders []string      // units that load them, and are restarted when the old ones are back
 }
 
 // Timer is the name of the timer unit.

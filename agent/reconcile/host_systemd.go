@@ -118,7 +118,7 @@ func failedUnits(ctx context.Context) ([]string, error) {
 
 // Build implements Host.
 func (h *SystemdHost) Build(ctx context.Context, b Build) (string, error) {
-	closure, err := nix.Build(ctx, nix.BuildRequest{Dir: b.Dir, Attr: b.Attr, OutLink: b.OutLink, Impure: b.Impure, Log: b.Log})
+	closure, err := nix.Build(ctx, nix.BuildRequest{Dir: b.Dir, Attr: b.Attr, OutLink: b.OutLink, Impure: b.Impure, Netrc: b.Netrc, Log: b.Log})
 	if err != nil {
 		return "", err
 	}
@@ -130,7 +130,7 @@ func (h *SystemdHost) Build(ctx context.Context, b Build) (string, error) {
 
 // Substitute implements Host.
 func (h *SystemdHost) Substitute(ctx context.Context, s Substitution) error {
-	err := nix.Substitute(ctx, nix.SubstituteRequest{Path: s.Path, Caches: s.Caches, Keys: s.Keys, OutLink: s.OutLink, Log: s.Log})
+	err := nix.Substitute(ctx, nix.SubstituteRequest{Path: s.Path, Caches: s.Caches, Keys: s.Keys, OutLink: s.OutLink, Netrc: s.Netrc, Log: s.Log})
 	if err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func (h *SystemdHost) Arm(ctx context.Context, r Revert) error {
 		return err
 	}
 	defer c.Close()
-	last, err := lastStep(ctx, c)
+	last, err := lastSteps(ctx, c, r)
 	if err != nil {
 		return err
 	}

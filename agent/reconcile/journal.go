@@ -23,6 +23,7 @@ const (
 	manifestsDir   = "manifests"
 	treesDir       = "tree"
 	blobsDir       = "blobs"
+	secretsDir     = "secrets"
 
 	maxReports    = 64
 	maxQuarantine = 256
@@ -39,6 +40,7 @@ type journal struct {
 	Baseline   []string              `json:"baseline"`            // units that had failed before the last confirmed manifest; null: nothing was confirmed yet
 	Installed  string                `json:"installed,omitempty"` // digest of the manifest whose files are in /etc/nixos
 	Attempt    *attempt              `json:"attempt,omitempty"`   // under way
+	Rotation   *rotation             `json:"rotation,omitempty"`  // under way
 	Quarantine map[string]Quarantine `json:"quarantine"`          // by closure
 	Reports    []protocol.Report     `json:"reports,omitempty"`   // not acknowledged yet, oldest first
 }
@@ -76,6 +78,14 @@ type attempt struct {
 	BootID     string   `json:"boot_id,omitempty"`  // of the boot in which it was activated, or is checked
 	Deadline   int64    `json:"deadline,omitempty"` // milliseconds of that boot's monotonic clock
 	DeadlineAt string   `json:"deadline_at,omitempty"`
+
+	// Sets of secrets, see package credential; 0 where an agent began the attempt that knew of none.
+	Secrets     int      `json:"secrets,omitempty"`      // of the new system
+	OldSecrets  int      `json:"old_secrets,omitempty"`  // that was seen before
+	BootSecrets int      `json:"boot_secrets,omitempty"` // that a boot would have found before
+	Shown       int64    `json:"shown,omitempty"`        // when the new set was put in place, in milliseconds of the boot's monotonic clock
+	Changed     []string `json:"changed,omitempty"`      // names of the secrets that are different
+	Loaders     []string `json:"loaders,omitempty"`      // units that ran before and load one of those
 
 	Armed    bool   `json:"armed,omitempty"`    // a revert timer may exist
 	Default  bool   `json:"default,omitempty"`  // profile or boot default may name the new closure
@@ -246,6 +256,7 @@ func (e *Engine) prune() {
 	}
 	seen := e.j.Seen
 	e.mu.Unlock()
+	e.pruneSecrets()
 	for _, entry := range names(filepath.Join(e.o.Dir, manifestsDir)) {
 		if keep[entry] {
 			continue

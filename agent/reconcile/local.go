@@ -123,9 +123,9 @@ func (e *Engine) possible(ctx context.Context, r protocol.Rollback) error {
 	if err != nil {
 		return err
 	}
-	closure, err := e.resolve(ctx, &r, obs)
-	if err == nil && closure != obs.Running {
-		err = e.tryable(closure)
+	to, err := e.resolve(ctx, &r, obs)
+	if err == nil && to.closure != obs.Running {
+		err = e.tryable(to.closure)
 	}
 	return err
 }

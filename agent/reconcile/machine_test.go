@@ -49,6 +49,9 @@ type machine struct {
 	states   map[string]string         // of units that are not active
 	said     string                    // by a dry run
 	closures map[string][]nix.PathInfo // what is in them
+
+	services map[string]*service // that load a secret, and run
+	restarts []string
 }
 
 type unit struct {
@@ -75,7 +78,7 @@ func store(name string) string { return "/nix/store/" + strings.Repeat("a", 32) 
 func newMachine(t *testing.T) *machine {
 	old := store("old")
 	return &machine{t: t, running: old, profile: old, boots: old, boot: 1, start: time.Now(), failed: []string{"ever.service"},
-		units: map[string]*unit{}, proven: map[string]bool{old: true}, roots: filepath.Join(t.TempDir(), "roots"), failures: map[string]int{},
+		units: map[string]*unit{}, services: map[string]*service{}, proven: map[string]bool{old: true}, roots: filepath.Join(t.TempDir(), "roots"), failures: map[string]int{},
 		generations: []nix.Generation{{Number: 6, Closure: store("older")}, {Number: 7, Closure: old}}, here: map[string]bool{old: true, store("older"): true}}
 }
 
@@ -128,6 +131,9 @@ func (m *machine) execute(ctx context.Context, name string, j Job, u *unit) {
 		m.boots = j.Closure
 	case "test":
 		m.activated(kind, j.Closure, u)
+		if j.Revert != nil {
+			m.load(j.Revert.Loaders)
+		}
 	}
 }
 
@@ -163,6 +169,7 @@ func (m *machine) launch(j Job) *unit {
 		m.illegal("%s started without an armed revert", j.Unit)
 	}
 	if j.Revert != nil {
+		unmount(j.Revert.Secrets)
 		for _, other := range conflicting(*j.Revert) {
 			if u := m.units[other]; u != nil {
 				u.stop()
@@ -211,6 +218,7 @@ func (m *machine) powerCut() {
 	m.boot++
 	m.start = time.Now()
 	m.effect("booted %s", behaviour(m.boots))
+	m.loadAtBoot()
 }
 
 // agent is one life of the agent on a machine: after its death nothing that it does has an effect.
@@ -249,6 +257,9 @@ func (a agent) Build(ctx context.Context, b Build) (string, error) {
 	b.Log("building")
 	a.mu.Lock()
 	a.effect("build")
+	if b.Netrc != "" {
+		a.effect("build with %s", b.Netrc)
+	}
 	a.mu.Unlock()
 	for _, file := range []string{"hardware-configuration.nix", "networking.nix"} {
 		if _, err := os.Stat(filepath.Join(b.Dir, file)); err != nil {

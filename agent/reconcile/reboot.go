@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -31,11 +32,17 @@ func (e *Engine) prepareReboot(a *attempt, obs Observation) error {
 	if boots != expected {
 		return fmt.Errorf("not rebooted: %s would boot, and %s is expected to; deploy or roll back first", boots, expected)
 	}
+	live, found := e.secrets.Standing()
+	if a.Staged == nil && live.Number != found {
+		return errors.New("not rebooted: a boot would bring other secrets back than were tested last; deploy or roll back first")
+	}
 	return e.move(a, protocol.Rebooting, func() {
 		a.New, a.Old, a.OldProfile, a.Failed, a.BootSet = obs.Running, obs.Running, boots, obs.Failed, true
 		a.BootID, a.Deadline = obs.BootID, (obs.Uptime + rebootTime).Milliseconds()
+		a.Secrets, a.OldSecrets, a.BootSecrets = live.Number, live.Number, found
 		if s := a.Staged; s != nil {
 			a.New, a.Old, a.OldProfile, a.Default, a.Built, a.Source = s.New, s.Old, s.OldProfile, s.Default, s.Built, s.Source
+			a.Secrets, a.OldSecrets, a.BootSecrets, a.Spare = s.Secrets, s.OldSecrets, s.BootSecrets, s.Spare
 			if !s.Rollback {
 				a.Source = s.Digest
 			}

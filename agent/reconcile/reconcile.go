@@ -5,7 +5,8 @@
 // (from a manifest to a closure), source.go (where that comes from), activate.go (from a closure to a
 // proof), revert.go (back), resume.go (after a restart), boot.go and reboot.go (the modes that need a boot) and
 // local.go (orders given on the node itself). dryrun.go only says what would change, garbage.go deletes what was.
-// host.go is what the engine asks of the machine, host_systemd.go and host_system.go do it.
+// secrets.go puts the system's secrets in place, rotate.go changes one of them without a deployment.
+// host.go is what the engine asks of the machine, host_systemd.go, host_system.go and host_secrets.go do it.
 //
 // # Switch and test
 //
@@ -46,6 +47,23 @@
 // A rollback's system is one that the node has: nothing is fetched. It is proven like any other, and from
 // there on it is what was deployed. The history of what was confirmed says where to.
 //
+// # Secrets
+//
+// A system's secrets belong to it: package credential has them as numbered sets. An attempt knows the set of its system,
+// the one that was seen before and the one that a boot would have found:
+//
+//	where                       is seen    a boot finds
+//	until the revert is armed   old        old
+//	from then to confirming     new        old, so that a loss of power needs nothing put back
+//	the revert service, by whomever it was started, begins by taking the new set away and ends by restarting what loads it
+//	confirmed                   new        new, or after mode test what a boot had found before
+//	staged                      old        new
+//
+// After the activation, and before the checks, the services are restarted that load a secret that changed and have not
+// been started since. A set whose secrets have the same values is the same set. Without any other change it goes the
+// whole way nevertheless: armed, proven, gone back from. The boot default and the set that a boot finds can't change at
+// one moment: where the power is lost in between, the agent mends it after the boot, and restarts what loaded the others.
+//
 // # Dry runs
 //
 // A dry-activate manifest changes neither the journal's current state nor what State tells. It is not
@@ -62,6 +80,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nkeys"
+
+	"github.com/nix-infra/nix-infra/agent/credential"
 	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/atomicfile"
@@ -102,10 +123,13 @@ type Options struct {
 	// Audit is given a record of each manifest that was accepted (no outcome yet), that was refused (its
 	// outcome is the refusal's code), and that ended ("ok" or protocol.Failed); may be nil.
 	Audit  func(protocol.AuditRecord)
-	Settle func() // a job is over, what it left behind may go, such as memory; may be nil
-	Etc    string // the node's source tree; "": DefaultEtc
-	Roots  string // gc roots; "": nix.RootsDir
-	Cache  int64  // bytes; 0: DefaultCache
+	Settle func()        // a job is over, what it left behind may go, such as memory; may be nil
+	Key    nkeys.KeyPair // the node's curve key, to which secrets are sealed; nil: none can be opened
+	Links  string        // where units load secrets from; "": credential.DefaultLinks
+	Keys   string        // where builds find theirs; "": credential.DefaultKeys
+	Etc    string        // the node's source tree; "": DefaultEtc
+	Roots  string        // gc roots; "": nix.RootsDir
+	Cache  int64         // bytes; 0: DefaultCache
 }
 
 // State is what the heartbeat tells: the newest manifest that the node accepted, and where it stands.
@@ -127,6 +151,8 @@ type Engine struct {
 	refuse refused
 	pulse  pulse
 	write  writer
+
+	secrets *credential.Store
 
 	followers followers
 	roots     sync.Mutex // guards the gc roots of what is in quarantine
@@ -167,6 +193,10 @@ func New(o Options) (*Engine, error) {
 	e.busy <- struct{}{} // until Run has resumed what was under way
 	var err error
 	if e.cache, err = openCache(filepath.Join(o.Dir, blobsDir), o.Cache); err != nil {
+		return nil, err
+	}
+	if e.secrets, err = credential.Open(credential.Options{Dir: filepath.Join(o.Dir, secretsDir), Links: o.Links, Keys: o.Keys, Key: o.Key, System: o.Host, Log: o.Log,
+		Write: func(path string, data []byte, mode os.FileMode) error { return e.write(path, data, mode) }}); err != nil {
 		return nil, err
 	}
 	e.j, e.notice, err = openJournal(o.Dir, o.Node)
@@ -237,7 +267,7 @@ func (e *Engine) Idle(ctx context.Context, run func(context.Context) error) erro
 	case e.busy <- struct{}{}:
 	default:
 		s := e.State()
-		return protocol.Refuse(protocol.Conflict, "%s is busy with deployment %s (%s), or with garbage; try again later", e.o.Node, s.Deployment, s.Phase)
+		return protocol.Refuse(protocol.Conflict, "%s is busy with deployment %s (%s), with a secret or with garbage; try again later", e.o.Node, s.Deployment, s.Phase)
 	}
 	defer func() { <-e.busy }()
 	return run(ctx)

@@ -144,6 +144,7 @@ func (e *Engine) end(a *attempt, phase protocol.Phase, reason string, generation
 		j.stand(a, phase, reason)
 		j.Reports = append(j.Reports, a.report(phase, reason, generation, e.now()))
 	})
+	e.deliverSecrets()
 	e.tell(a.Deployment, phase, reason)
 	e.Connected()
 	if phase != protocol.Staged {

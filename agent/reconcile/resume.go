@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -13,6 +14,8 @@ const reasonRebooted = "rebooted before the new system was proven"
 // resume goes on with the attempt that the journal tells of. What it finds may be anything between the
 // journal's last step and the one after it, so it looks at the machine before it acts.
 func (e *Engine) resume(ctx context.Context) (next *order) {
+	e.undoLeftRotation(ctx)
+	e.deliverSecrets() // a boot has emptied the folder, and what is resumed may build
 	e.mu.Lock()
 	a := e.j.Attempt
 	e.mu.Unlock()
@@ -90,12 +93,15 @@ func (e *Engine) resumeSwitch(ctx context.Context, a *attempt, obs Observation) 
 // neverStarted begins again where the agent was stopped before it started the activation. Where that is
 // not certain, it goes back.
 func (e *Engine) neverStarted(ctx context.Context, a *attempt) {
-	reverted, err := e.o.Host.Disarm(ctx, a.revert())
-	obs, err2 := e.observe(ctx)
+	reverted, err := e.o.Host.Disarm(ctx, e.revert(a))
+	changed, err2 := e.oldSecrets(ctx, a)
+	err2 = errors.Join(err2, e.secretsBefore(ctx, a))
+	obs, err3 := e.observe(ctx)
 	if ctx.Err() != nil {
 		return
 	}
-	if err == nil && err2 == nil && !reverted && obs.Running == a.Old {
+	if err == nil && err2 == nil && err3 == nil && !reverted && obs.Running == a.Old {
+		e.loadAgain(ctx, changed, a.saw(obs))
 		e.startOver(a)
 		return
 	}

@@ -54,7 +54,7 @@ func (e *Engine) rollBack(ctx context.Context, a *attempt) {
 			j.Quarantine[a.New] = Quarantine{Reason: a.Reason, Deployment: a.Deployment, Time: e.now()}
 		}
 	})
-	e.keepRoots(a.revert().Old)
+	e.keepRoots(e.revert(a).Old)
 }
 
 // loud tells why the machine is still between two systems.
@@ -74,6 +74,11 @@ func (e *Engine) goBack(ctx context.Context, a *attempt, again bool) error {
 		return e.goBackByBoot(ctx, a, obs, again)
 	}
 	if !a.Reverted {
+		// The service does the same, for the case that there is no agent.
+		changed, err := e.oldSecrets(ctx, a)
+		if err != nil {
+			e.o.Log.Warn("the revert has to take the secrets back", "error", err)
+		}
 		// After a reboot the old system runs by itself. In the same boot the service runs even where the
 		// old path does already: an activation that broke off has stopped units before it came that far.
 		if obs.Running != a.Old || a.Armed && obs.BootID == a.BootID {
@@ -81,9 +86,13 @@ func (e *Engine) goBack(ctx context.Context, a *attempt, again bool) error {
 				return err
 			}
 		}
+		e.loadAgain(ctx, changed, a.saw(obs)) // what the service has restarted is younger
 		_ = e.note("reverted", func() { a.Reverted = true })
 	}
-	return e.restoreDefault(ctx, a, obs)
+	if err := e.restoreDefault(ctx, a, obs); err != nil {
+		return err
+	}
+	return e.secretsBefore(ctx, a)
 }
 
 // goBackByBoot sets the boot default back and, where the new system runs, reboots once.
@@ -92,25 +101,31 @@ func (e *Engine) goBackByBoot(ctx context.Context, a *attempt, obs Observation, 
 		return err
 	}
 	if obs.Running != a.New || a.New == a.OldProfile {
-		return nil
+		return e.bootSecretsBefore(ctx, a)
 	}
 	if a.Rebooted == "" || a.Rebooted == obs.BootID {
 		if err := e.note("rebooting", func() { a.Rebooted = obs.BootID }); err != nil {
 			return err // unremembered, it might reboot for ever
+		}
+		if err := e.bootFinds(ctx, a.BootSecrets); err != nil {
+			return err
 		}
 		if err := e.o.Host.Reboot(ctx); err != nil {
 			return fmt.Errorf("the machine can't be rebooted: %w", err)
 		}
 		return errRebooting
 	}
-	return e.runRevert(ctx, a, again)
+	if err := e.runRevert(ctx, a, again); err != nil {
+		return err
+	}
+	return e.bootSecretsBefore(ctx, a)
 }
 
 // runRevert runs the revert service, or waits for it where the timer was first.
 func (e *Engine) runRevert(ctx context.Context, a *attempt, again bool) error {
 	limited, cancel := context.WithTimeout(ctx, revertTimeout+time.Minute)
 	defer cancel()
-	r := a.revert()
+	r := e.revert(a)
 	j := r.Job()
 	j.Again = again
 	out, err := e.o.Host.Run(limited, j)

@@ -23,77 +23,86 @@ func (e *Engine) bring(ctx context.Context, m *protocol.Manifest) (string, error
 		if err != nil {
 			return "", err
 		}
-		closure, err := e.resolve(ctx, m.Rollback, obs)
-		if closure == "" && err == nil {
-			closure = obs.Running
+		to, err := e.resolve(ctx, m.Rollback, obs)
+		if to.closure == "" && err == nil {
+			to.closure = obs.Running
 		}
-		return closure, err
+		return to.closure, err
 	}
 	if err := os.MkdirAll(e.o.Roots, 0o755); err != nil {
 		return "", fmt.Errorf("can't make the folder of gc roots: %w", err)
+	}
+	netrc, err := e.secrets.Netrc(m.Secrets)
+	if err != nil {
+		return "", err
 	}
 	log := e.startLog(m.Deployment, protocol.Building)
 	defer log.stop()
 	link := filepath.Join(e.o.Roots, rootBuilt)
 	c := m.Closure
 	if c == nil {
-		return e.o.Host.Build(ctx, Build{Dir: e.stagedTree(m.Deployment), Attr: m.Attr, Impure: m.Impure, OutLink: link, Log: log.add})
+		return e.o.Host.Build(ctx, Build{Dir: e.stagedTree(m.Deployment), Attr: m.Attr, Impure: m.Impure, OutLink: link, Netrc: netrc, Log: log.add})
 	}
 	if len(c.Caches) == 0 {
 		log.add(fmt.Sprintf("%s has to be here already: no binary cache is named", c.Path))
 	} else {
 		log.add(fmt.Sprintf("substituting %s from %s; nothing is built", c.Path, strings.Join(c.Caches, ", ")))
 	}
-	return c.Path, e.o.Host.Substitute(ctx, Substitution{Path: c.Path, Caches: c.Caches, Keys: c.Keys, OutLink: link, Log: log.add})
+	return c.Path, e.o.Host.Substitute(ctx, Substitution{Path: c.Path, Caches: c.Caches, Keys: c.Keys, OutLink: link, Netrc: netrc, Log: log.add})
 }
 
-// resolve says which system a rollback means, "" where there is nothing to do.
-func (e *Engine) resolve(ctx context.Context, r *protocol.Rollback, obs Observation) (closure string, err error) {
+// resolve says which system a rollback means, without a closure where there is nothing to do.
+func (e *Engine) resolve(ctx context.Context, r *protocol.Rollback, obs Observation) (to system, err error) {
 	switch {
 	case r.Before != "":
 		e.mu.Lock()
 		c, found := e.j.newest(func(c Confirmation) bool { return c.Deployment == r.Before })
 		e.mu.Unlock()
-		if !found || c.Before == c.Closure {
-			return "", nil
+		if !found || c.idle() {
+			return system{}, nil
 		}
-		closure = c.Before
+		to = c.before()
 	case r.Generation != 0:
-		closure, err = e.generation(ctx, r.Generation)
+		to.closure, err = e.generation(ctx, r.Generation)
 	case r.Path != "":
-		closure, err = r.Path, e.hasRun(ctx, r.Path, obs)
+		to.closure, err = r.Path, e.hasRun(ctx, r.Path, obs)
 	default:
-		if closure, err = e.previous(ctx, obs); err == nil && closure == "" {
+		if to, err = e.previous(ctx, obs); err == nil && to.closure == "" {
 			err = errors.New("there is nothing to go back to: no other system was proven here, and the system profile has no older generation of another")
 		}
 	}
-	if err != nil || closure == obs.Running {
-		return closure, err
+	if err != nil {
+		return system{}, err
 	}
-	if err := e.o.Host.Check(closure); err != nil {
-		return "", fmt.Errorf("can't go back to %s: %w; `nix-infra generations %s` lists what is there", closure, err, e.o.Node)
+	to.secrets = e.provenWith(to)
+	if to.closure == obs.Running {
+		return to, nil
 	}
-	return closure, nil
+	if err := e.o.Host.Check(to.closure); err != nil {
+		return system{}, fmt.Errorf("can't go back to %s: %w; `nix-infra generations %s` lists what is there", to.closure, err, e.o.Node)
+	}
+	return to, nil
 }
 
-// previous is where a rollback goes to that names nothing, "" where there is no such system.
-func (e *Engine) previous(ctx context.Context, obs Observation) (string, error) {
+// previous is where a rollback goes to that names nothing, without a closure where there is no such system.
+func (e *Engine) previous(ctx context.Context, obs Observation) (system, error) {
+	live, _ := e.secrets.Standing()
 	e.mu.Lock()
-	closure := e.j.previous(obs.Running)
+	to := e.j.previous(system{obs.Running, live.Number})
 	e.mu.Unlock()
-	if closure != "" {
-		return closure, nil
+	if to.closure != "" {
+		return to, nil
 	}
 	all, err := e.o.Host.Generations(ctx)
 	if err != nil {
-		return "", err
+		return system{}, err
 	}
 	for _, g := range all {
 		if g.Number < obs.Generation && g.Closure != obs.Running {
-			return g.Closure, nil
+			return system{closure: g.Closure}, nil
 		}
 	}
-	return "", nil
+	return system{}, nil
 }
 
 // generation is the closure of a generation of the system profile.

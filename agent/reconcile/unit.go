@@ -46,8 +46,8 @@ func timerProperties(r Revert) []dbus.Property {
 
 // jobProperties describe the service that a job runs in. It stays after its end, until it is cleared
 // away: the agent that reads the result may be another than the one that started it. A revert's service
-// ends with the last step.
-func jobProperties(j Job, last []string) []dbus.Property {
+// ends with the last steps.
+func jobProperties(j Job, last steps) []dbus.Property {
 	p := []dbus.Property{
 		dbus.PropDescription(fmt.Sprintf("nix-infra: switch-to-configuration %s of %s", j.Action, filepath.Base(j.Closure))),
 		dbus.PropType("oneshot"),
@@ -61,12 +61,16 @@ func jobProperties(j Job, last []string) []dbus.Property {
 		return p
 	}
 	type exitStatus struct{ Codes, Signals []int32 }
-	p = append(p, lastStepProperties(last)...)
+	p = append(p, last.properties()...)
+	ended := conflicting(*j.Revert)
+	if j.Revert.Secrets != "" {
+		ended = append(ended, mountUnit(j.Revert.Secrets))
+	}
 	return append(p,
-		// Starting the revert stops what may hold the lock or undo it, and waits for that: systemd itself
-		// sees to it, no program is needed.
-		property("Conflicts", conflicting(*j.Revert)),
-		dbus.PropAfter(conflicting(*j.Revert)...),
+		// Starting the revert stops what may hold the lock or undo it, and takes the new secrets away, and waits for
+		// that: systemd itself sees to it, no program is needed.
+		property("Conflicts", ended),
+		dbus.PropAfter(ended...),
 		property("SuccessExitStatus", exitStatus{[]int32{exitUnitsFailed}, []int32{}}),
 		property("Restart", "on-failure"),
 		property("RestartUSec", micros(revertRestart)),
@@ -278,9 +282,9 @@ func (r *runner) start(ctx context.Context, c *dbus.Conn, s status, done chan<- 
 		}
 		return nil
 	}
-	var last []string
+	var last steps
 	if r.job.Revert != nil {
-		last, _ = lastStep(ctx, c) // the timer's service has it; going back does not wait for it
+		last, _ = lastSteps(ctx, c, *r.job.Revert) // the timer's service has them; going back does not wait for them
 	}
 	if _, err := c.StartTransientUnitContext(ctx, r.job.Unit, "replace", jobProperties(r.job, last), done); err != nil {
 		return fmt.Errorf("systemd can't start %s: %w", r.job.Unit, err)

@@ -38,34 +38,56 @@ func ownUnit(ctx context.Context, c *dbus.Conn) (string, error) {
 	return unit, nil
 }
 
-// lastStep is the command that starts the agent's own unit, nil where it has none. It is the last step
-// of a revert: the old system's switch-to-configuration stops a unit that only the new system had, and
-// starts none of those that belong to no system, as the one that a machine became a node with does.
-func lastStep(ctx context.Context, c *dbus.Conn) ([]string, error) {
+// steps are the commands that a revert ends with.
+type steps struct {
+	restart []string // the units that the old system has as the new one had them, and that load other secrets
+	start   []string // the agent's own unit; none where it has none
+}
+
+// lastSteps are the last steps of a revert. One starts the agent: the old system's switch-to-configuration stops a
+// unit that only the new system had, and starts none of those that belong to no system, as the one that a machine
+// became a node with does.
+func lastSteps(ctx context.Context, c *dbus.Conn, r Revert) (s steps, err error) {
 	unit, err := ownUnit(ctx, c)
-	if unit == "" || err != nil {
-		return nil, err
+	if unit == "" && len(r.Loaders) == 0 || err != nil {
+		return s, err
 	}
 	program, err := nix.LookPath("systemctl")
 	if err != nil {
-		return nil, err
+		return s, err
 	}
-	return []string{program, "--no-block", "start", unit}, nil
+	if len(r.Loaders) > 0 {
+		s.restart = append([]string{program, "--no-block", "try-restart"}, r.Loaders...)
+	}
+	if unit != "" {
+		s.start = []string{program, "--no-block", "start", unit}
+	}
+	return s, nil
 }
 
-// lastStepProperties run the step after the job, whether it succeeded or not. What becomes of the step
-// is not what became of the job.
-func lastStepProperties(step []string) []dbus.Property {
-	if len(step) == 0 {
-		return nil
-	}
+// properties run the steps after the job. The agent is started whether that succeeded or not, and what becomes of
+// the steps is not what became of the job.
+func (s steps) properties() []dbus.Property {
 	type command struct {
 		Path          string
 		Args          []string
 		IgnoreFailure bool
 	}
-	commands := []command{{step[0], step, true}}
-	return []dbus.Property{property("ExecStartPost", commands), property("ExecStopPost", commands)}
+	var after, always []command
+	if len(s.restart) > 0 {
+		after = append(after, command{s.restart[0], s.restart, true})
+	}
+	if len(s.start) > 0 {
+		after, always = append(after, command{s.start[0], s.start, true}), []command{{s.start[0], s.start, true}}
+	}
+	var p []dbus.Property
+	if len(after) > 0 {
+		p = append(p, property("ExecStartPost", after))
+	}
+	if len(always) > 0 {
+		p = append(p, property("ExecStopPost", always))
+	}
+	return p
 }
 
 // Renew implements Host.
