@@ -3,6 +3,7 @@ package rule
 import (
 	"path"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strings"
 	"unicode"
@@ -283,7 +284,7 @@ func (p *parser) compiled(pattern string) *regexp.Regexp {
 
 // compile anchors a pattern. It must be whole by itself: "a)|(b" would leave its anchors.
 func compile(pattern string) (*regexp.Regexp, error) {
-	if _, err := regexp.Compile(pattern); err != nil {
+	if _, err := syntax.Parse(pattern, syntax.Perl); err != nil {
 		return nil, err
 	}
 	return regexp.Compile(`\A(?:` + pattern + `)\z`)

@@ -91,6 +91,9 @@ func (r *Rule) checkForm(f *Form) error {
 		if len(w) > maxPattern || !allOf(alternatives(w), plainWord.MatchString) {
 			return fmt.Errorf("word %.80q: expected a subcommand, or alternatives as in \"show|list\"", w)
 		}
+		if slices.ContainsFunc(alternatives(w), func(a string) bool { return r.deniedWhy(a) != "" }) {
+			return fmt.Errorf("word %.80q: it is denied, too", w)
+		}
 	}
 	for _, o := range f.Operands {
 		switch {

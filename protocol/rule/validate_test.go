@@ -50,6 +50,7 @@ func TestValidate(t *testing.T) {
 		}},
 		{"form 1: word", func(r *Rule) { r.Forms[0].Words = []string{"show|"} }},
 		{"form 1: word", func(r *Rule) { r.Forms[0].Words = []string{"-x"} }},
+		{"denied, too", func(r *Rule) { r.Forms[0].Words = []string{"show|drop"} }},
 		{"form 1: 9 words", func(r *Rule) { r.Forms[0].Words = slices.Repeat([]string{"a"}, maxWords+1) }},
 		{"what", func(r *Rule) { r.Forms[0].Operands[0].What = "" }},
 		{"from 3 to 2", func(r *Rule) { r.Forms[0].Operands[0].Min = 3 }},
