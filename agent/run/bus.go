@@ -44,7 +44,14 @@ func dial() (*conn, error) {
 	}
 	signals := make(chan *dbus.Signal, 64)
 	c.Signal(signals)
-	return &conn{c, signals}, nil
+	made := &conn{c, signals}
+	// systemd resets a connection on which file descriptors arrive together with the end of the handshake, so that must be
+	// over before any is sent.
+	if err := made.call(context.Background(), object, "org.freedesktop.DBus.Peer.Ping", nil); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("systemd does not answer: %w", err)
+	}
+	return made, nil
 }
 
 // manager calls a method of systemd itself. into may be nil.

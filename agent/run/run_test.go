@@ -41,7 +41,7 @@ func (children) Run(ctx context.Context, s Spec, stdout, stderr *os.File) (proto
 func TestShortOutputIsOnePart(t *testing.T) {
 	d := perform(t.Context(), children{}, shell("echo out; echo err >&2; exit 4"))
 	if d.err != nil || d.stdout != "out\n" || d.stderr != "err\n" || d.ending.Exit != 4 || d.parts != 1 {
-		t.Errorf("%+v", d)
+		t.Errorf("%v", d)
 	}
 }
 
@@ -50,7 +50,7 @@ func TestOutputIsGathered(t *testing.T) {
 	const lines = 300
 	d := perform(t.Context(), children{}, shell("for ((i = 0; i < 300; i++)); do echo line $i; read -t 0.001 < <(:); done"))
 	if d.err != nil || strings.Count(d.stdout, "\n") != lines || !strings.HasSuffix(d.stdout, "line 299\n") {
-		t.Fatalf("%+v", d)
+		t.Fatalf("%v", d)
 	}
 	if d.parts < 2 || d.parts > lines/4 {
 		t.Errorf("%d lines in %d parts", lines, d.parts)
@@ -131,7 +131,7 @@ func TestHeldPipe(t *testing.T) {
 	begun := time.Now()
 	d := perform(t.Context(), children{}, shell("setsid sleep 5 & echo done"))
 	if d.err != nil || d.stdout != "done\n" || time.Since(begun) > 4*time.Second {
-		t.Errorf("after %v: %+v", time.Since(begun), d)
+		t.Errorf("after %v: %v", time.Since(begun), d)
 	}
 }
 
