@@ -4,7 +4,7 @@
 // Start with Run, which puts the parts together: link (the connection), reconcile (deploying),
 // heartbeat (telling), query (answering), run (running what somebody asked for), audit (the record), local (root on the
 // machine itself). requests.go is the table of what a node can be asked, questions.go has what viewers ask, commands.go
-// what can be run, generations.go answers what is about the systems that it had, enrol.go is how a machine becomes a node.
+// what can be run, secrets.go gives a secret another value, generations.go answers what is about the systems that it had, enrol.go is how a machine becomes a node.
 //
 // # The service
 //
@@ -187,7 +187,7 @@ func (a *agent) openEngine() error {
 			return err
 		}
 	}
-	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier, Etc: reconcile.DefaultEtc,
+	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier, Key: a.machine.XKey, Etc: reconcile.DefaultEtc,
 		Upstream: a.link, Host: a.host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
 	if a.o.Deploy != nil {
 		a.o.Deploy(&o)

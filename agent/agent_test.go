@@ -33,6 +33,8 @@ const node = "web-1"
 
 // host is a machine on which nothing can be built, and which remembers what was tried.
 type host struct {
+	reconcile.Host // nil: there are no secrets here
+
 	mu          sync.Mutex
 	built       int
 	acted       []string
@@ -138,7 +140,7 @@ func start(t *testing.T, dir string, change ...func(*agent.Options)) *running {
 		Interval: time.Second, Watchdog: time.Second,
 		Backoff: link.Backoff{Base: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Cap: 40 * time.Millisecond},
 		Notify:  func(s string) { r.mu.Lock(); r.told = append(r.told, s); r.mu.Unlock() },
-		Deploy:  func(o *reconcile.Options) { o.Etc, o.Roots = r.etc, filepath.Join(dir, "roots") }}
+		Deploy:  func(o *reconcile.Options) { o.Etc, o.Roots, o.Links = r.etc, filepath.Join(dir, "roots"), filepath.Join(dir, "secrets") }}
 	for _, c := range change {
 		c(&o)
 	}

@@ -30,6 +30,8 @@ func (a *agent) answers() *query.Server {
 			protocol.CollectGarbage:  a.collectGarbage,
 			protocol.OwnFiles:        a.ownFiles,
 			protocol.OpenTunnel:      a.tunnels.Open,
+			protocol.RotateSecret:    answered(a.rotateSecret),
+			protocol.ListSecrets:     a.listSecrets,
 			protocol.ListUnits:       answered(a.listUnits),
 			protocol.ShowUnit:        answered(a.showUnit),
 			protocol.ReadJournal:     answered(journal.Reader{}.Read),
@@ -38,7 +40,7 @@ func (a *agent) answers() *query.Server {
 		},
 		Streams: map[protocol.Action]query.Streamer{protocol.FollowJournal: a.followJournal},
 		Runs:    a.runs(),
-		Limits:  map[protocol.Action]time.Duration{protocol.CollectGarbage: garbageTime},
+		Limits:  map[protocol.Action]time.Duration{protocol.CollectGarbage: garbageTime, protocol.RotateSecret: rotateTime},
 	})
 }
 

@@ -209,6 +209,7 @@ type UnitPlan struct {
 	Reload  []string `json:"reload,omitempty"`
 	Start   []string `json:"start,omitempty"`
 
+	Secrets  []string        `json:"secrets,omitempty"`  // names of those that would be added, removed or get another value
 	Packages []PackageChange `json:"packages,omitempty"` // by name; at most MaxPackages
 	More     int             `json:"more,omitempty"`     // changes that are not listed
 	Size     int64           `json:"size"`               // bytes, of the new closure

@@ -41,6 +41,14 @@ func (e *Engine) dryRun(ctx context.Context, o *order) (next *order) {
 
 func (e *Engine) dryRunInto(ctx context.Context, o *order, r *protocol.Report) (next *order, err error) {
 	m := o.m
+	asked, err := e.askSecrets(m)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.secrets.Deliver(asked.live, asked.set); err != nil {
+		return nil, err
+	}
+	defer e.deliverSecrets()
 	event := func(p protocol.Phase) {
 		e.o.Upstream.Event(m.Deployment, protocol.Event{Version: protocol.Version, Time: e.now(), Phase: p})
 	}
@@ -66,7 +74,40 @@ func (e *Engine) dryRunInto(ctx context.Context, o *order, r *protocol.Report) (
 	if obs, err := e.observe(ctx); err == nil {
 		r.Before, r.Generation = obs.Running, obs.Generation
 	}
-	return nil, e.dryActivate(ctx, m, r)
+	if err := e.dryActivate(ctx, m, r); err != nil {
+		return nil, err
+	}
+	return nil, e.planSecrets(ctx, m, asked, r.Plan)
+}
+
+// planSecrets adds the secrets that would change, and the units that would be restarted for that alone. A rollback
+// brings none: which it would find is looked up.
+func (e *Engine) planSecrets(ctx context.Context, m *protocol.Manifest, a asked, p *protocol.UnitPlan) error {
+	if m.Rollback != nil {
+		obs, err := e.observe(ctx)
+		if err != nil {
+			return err
+		}
+		to, err := e.resolve(ctx, m.Rollback, obs)
+		if err != nil || to.secrets == 0 {
+			return err
+		}
+		if a.set, err = e.secrets.Get(to.secrets); err != nil {
+			return err
+		}
+	}
+	p.Secrets, _ = e.secrets.Changed(a.live, a.set)
+	units, err := e.loaders(ctx, p.Secrets, always)
+	if err != nil {
+		return err
+	}
+	for _, u := range units {
+		if !slices.Contains(slices.Concat(p.Stop, p.Restart), u) {
+			p.Restart = append(p.Restart, u)
+		}
+	}
+	slices.Sort(p.Restart)
+	return nil
 }
 
 func (e *Engine) dryActivate(ctx context.Context, m *protocol.Manifest, r *protocol.Report) error {

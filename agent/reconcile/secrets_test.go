@@ -236,6 +236,33 @@ func TestSecretsAreDeployed(t *testing.T) {
 	})
 }
 
+// A dry run says which secrets would change and what would be restarted for that, and changes none.
+func TestDryRunTellsOfSecrets(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		r.m.said = "would restart the following units: web.service"
+		l := r.start(0)
+		defer l.stop()
+		r.serve("a.service", "a")
+		r.serve("b.service", "b")
+		r.confirm(l, r.with(r.manifest(1, protocol.Switch, good), "a", "one", "b", "same", "gone", "x"))
+		r.restarted("a.service", "b.service")
+		sets := l.secretSets()
+		for _, content := range []string{good, "better"} {
+			l.Look(r.publish(r.with(r.manifest(0, protocol.DryActivate, content), "a", "two", "b", "same", "build.new", "y")))
+			time.Sleep(20 * time.Second)
+			p := r.c.last().Plan
+			if p == nil || !slices.Equal(p.Secrets, []string{"a", "build.new", "gone"}) || !slices.Equal(p.Restart, []string{"a.service", "web.service"}) {
+				t.Errorf("%s: plan %+v", content, p)
+			}
+		}
+		r.has("a.service", "one")
+		r.restarted()
+		if got := l.secretSets(); !slices.Equal(got, sets) || len(names(r.builds)) != 0 {
+			t.Errorf("sets %v, were %v; for builds %v", got, sets, names(r.builds))
+		}
+	})
+}
+
 // back is a rollback that names nothing.
 func (r *rig) back(serial uint64) *protocol.Manifest {
 	m := r.manifest(serial, protocol.Switch, "back")

@@ -28,7 +28,7 @@ func (a *app) tellPlans(plans map[string]*protocol.UnitPlan) {
 	}
 }
 
-// verb is one of the lists of a plan, and how it is shown.
+// verb is one of the lists of a plan, of units or of secrets, and how it is shown.
 type verb struct {
 	word   string
 	units  func(*protocol.UnitPlan) []string
@@ -40,6 +40,7 @@ var verbs = []verb{
 	{"restart", func(p *protocol.UnitPlan) []string { return p.Restart }, ui.Yellow},
 	{"reload", func(p *protocol.UnitPlan) []string { return p.Reload }, ui.Cyan},
 	{"start", func(p *protocol.UnitPlan) []string { return p.Start }, ui.Green},
+	{"change the secrets", func(p *protocol.UnitPlan) []string { return p.Secrets }, ui.Yellow},
 }
 
 func (a *app) tellPlan(p *protocol.UnitPlan) {

@@ -28,10 +28,11 @@ web1 would:
     ~ b c 1 (+1 B)
     and 3 packages more
 `},
-		"many": {map[string]*protocol.UnitPlan{"web2": alike, "web1": alike, "db1": {Reload: []string{"new.service"}, Start: []string{"new.service"}, Growth: 100}}, `
+		"many": {map[string]*protocol.UnitPlan{"web2": alike, "web1": alike, "db1": {Reload: []string{"new.service"}, Start: []string{"new.service"}, Secrets: []string{"db.password"}, Growth: 100}}, `
 db1 would:
     reload new.service
     start new.service
+    change the secrets db.password
 
 web1 web2 would:
     stop old.service
@@ -43,6 +44,7 @@ in sum, 3 nodes would:
     stop old.service (2)
     reload new.service (1)
     start new.service (3)
+    change the secrets db.password (1)
     - bar 1, (no version) (-8.0 KiB) on 2 nodes
     + foo 2 (+4.0 KiB) on 2 nodes
     have systems that are larger by -3.9 KiB
