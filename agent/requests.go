@@ -30,7 +30,7 @@ func (a *agent) answers() *query.Server {
 			protocol.CollectGarbage:  a.collectGarbage,
 			protocol.OwnFiles:        a.ownFiles,
 			protocol.OpenTunnel:      a.tunnels.Open,
-			protocol.RotateSecret:    answered(a.rotateSecret),
+			protocol.RotateSecret:    answered(a.engine.Rotate),
 			protocol.ListSecrets:     a.listSecrets,
 			protocol.ListUnits:       answered(a.listUnits),
 			protocol.ShowUnit:        answered(a.showUnit),

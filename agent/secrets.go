@@ -10,13 +10,6 @@ import (
 // rotateTime bounds a rotation with its way back; what an order may ask for is an hour.
 const rotateTime = 75 * time.Minute
 
-func (a *agent) rotateSecret(ctx context.Context, o protocol.RotateOrder) (protocol.Rotated, error) {
-	if err := o.Validate(); err != nil {
-		return protocol.Rotated{}, protocol.Refuse(protocol.Invalid, "%v", err)
-	}
-	return a.engine.Rotate(ctx, o)
-}
-
 func (a *agent) listSecrets(context.Context, *protocol.Verified) (any, error) {
 	return protocol.SecretList{Secrets: a.engine.Secrets()}, nil
 }

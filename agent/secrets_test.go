@@ -24,7 +24,7 @@ func TestSecretRequests(t *testing.T) {
 		what any
 		code protocol.Code
 	}{
-		{order, protocol.Unknown}, {hurried, protocol.Invalid}, {"db", protocol.Malformed},
+		{order, protocol.Unknown}, {hurried, protocol.Malformed}, {"db", protocol.Malformed},
 	} {
 		reply := ask(t, f, dora, "dora", protocol.RotateSecret, c.what)
 		if reply.Refused == nil || reply.Refused.Code != c.code {
