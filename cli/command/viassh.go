@@ -53,37 +53,42 @@ func (q *question) runSSH(ctx context.Context, text string, w work, o sshOptions
 
 func (r *running) ssh(ctx context.Context, node *protocol.NodeState, n *nodeRun, text string, o sshOptions) {
 	began := time.Now()
-	way, err := r.sshTo(ctx, r.session, node, o)
-	if errors.Is(err, client.ErrNoAnswer) {
-		n.silent = true
-		return
-	} else if err != nil {
-		n.err = err
+	held, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer release()
+	opening := context.AfterFunc(ctx, release)
+	way, err := r.sshTo(held, r.session, node, o)
+	opening()
+	if err != nil {
+		n.silent, n.err = errors.Is(err, client.ErrNoAnswer), err
 		return
 	}
 	defer way.Close()
-	cmd := way.command(ctx, "exec "+quoteWords([]string{"bash", "-c", remoteShell, "bash", text}))
+	cmd := way.command(held, "exec "+quoteWords([]string{"bash", "-c", remoteShell, "bash", text}))
 	cmd.Stdout, cmd.Stderr = n.stdout, n.stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		n.err = err
 		return
 	}
-	cmd.Cancel, cmd.WaitDelay = stdin.Close, endTime
+	defer context.AfterFunc(ctx, func() {
+		stdin.Close() // which ends what runs there; what it says yet is heard
+		time.AfterFunc(endTime, release)
+	})()
 	err = cmd.Run()
 	n.parts = 1
-	var exited *exec.ExitError
-	switch {
+	exited := &exec.ExitError{}
+	switch status := 0; {
+	case errors.As(err, &exited) && exited.ExitCode() != 255 && exited.ExitCode() > 0:
+		status = exited.ExitCode()
+		fallthrough
 	case err == nil:
-		n.ended = &protocol.Ending{Result: protocol.ResultSuccess}
-	case errors.As(err, &exited) && exited.ExitCode() == 255:
-		n.err = fmt.Errorf("ssh exited with 255")
-		return
-	case errors.As(err, &exited) && exited.ExitCode() > 0:
-		n.ended = &protocol.Ending{Exit: exited.ExitCode(), Result: protocol.ResultExit}
+		n.ended = &protocol.Ending{Exit: status, Result: protocol.ResultExit, Millis: time.Since(began).Milliseconds()}
+		if status == 0 {
+			n.ended.Result = protocol.ResultSuccess
+		}
+	case ctx.Err() != nil:
+		n.silent, n.cut = true, true
 	default:
-		n.err = err
-		return
+		n.err = fmt.Errorf("ssh: %w", err)
 	}
-	n.ended.Millis = time.Since(began).Milliseconds()
 }
