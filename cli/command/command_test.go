@@ -23,8 +23,12 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-// TestMain lets this test program play an agent or a controller that is installed over SSH.
+// TestMain lets this test program play an agent or a controller that is installed over SSH, and this program itself as
+// ssh's ProxyCommand.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "tunnel" {
+		os.Exit(Run(context.Background(), os.Args[1:], Environment{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}))
+	}
 	if len(os.Args) > 1 && os.Args[1] == "play" {
 		if err := sshtest.Play(os.Args[2:], os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)

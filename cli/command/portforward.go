@@ -111,7 +111,10 @@ func parseForward(s, host string) forward {
 		}
 	}
 	if rest != "" {
-		host = strings.TrimSuffix(strings.TrimPrefix(rest, "["), "]")
+		host = rest
+		if bare, ok := strings.CutPrefix(rest, "["); ok && strings.HasSuffix(bare, "]") {
+			host = strings.TrimSuffix(bare, "]")
+		}
 	}
 	return forward{local, net.JoinHostPort(host, port)}
 }
@@ -189,7 +192,7 @@ func (a *app) listen(ctx context.Context, s *session, node *protocol.NodeState, 
 		l.close()
 		return nil, err
 	}
-	probe.Reset("it was only to see whether it can be reached")
+	giveUp(probe)
 	_, port, _ := net.SplitHostPort(l.local)
 	if six, err := net.Listen("tcp", net.JoinHostPort("::1", port)); err == nil { // where there is IPv6, programs may try it first
 		l.sockets = append(l.sockets, six)

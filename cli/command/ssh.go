@@ -122,6 +122,7 @@ type sshWay struct {
 	dir     string // of the socket
 	socket  net.Listener
 	end     context.CancelFunc
+	ended   chan struct{} // no tunnel is left
 }
 
 // sshTo opens the way, with a first tunnel already there; it is to be closed when no ssh runs any more.
@@ -153,22 +154,25 @@ func (a *app) sshTo(ctx context.Context, s *session, node *protocol.NodeState, o
 	}
 	w := &sshWay{program: program, node: node.Name}
 	if err := w.listen(); err != nil {
-		opened.Reset("it is not needed")
+		giveUp(opened)
 		return nil, err
 	}
 	if w.options, err = a.sshArguments(w.socket.Addr().String(), alias, s.me.project, o); err != nil {
-		opened.Reset("it is not needed")
-		w.Close()
+		giveUp(opened)
+		w.unlisten()
 		return nil, err
 	}
 	ctx, w.end = context.WithCancel(ctx)
-	go a.serveSSH(ctx, w.socket, to, opened)
+	w.ended = make(chan struct{})
+	go func() {
+		defer close(w.ended)
+		a.serveSSH(ctx, w.socket, to, opened)
+	}()
 	return w, nil
 }
 
 // listen makes the socket, in a folder of this user's own.
 func (w *sshWay) listen() (err error) {
-	w.end = func() {}
 	if w.dir, err = os.MkdirTemp("", "nix-infra-ssh-"); err != nil {
 		return err
 	}
@@ -195,9 +199,17 @@ func (w *sshWay) command(ctx context.Context, words ...string) *exec.Cmd {
 	return cmd
 }
 
+func (w *sshWay) unlisten() {
+	w.socket.Close()
+	os.RemoveAll(w.dir)
+}
+
 // Close ends what still runs on it.
 func (w *sshWay) Close() {
 	w.end()
-	w.socket.Close()
-	os.RemoveAll(w.dir)
+	w.unlisten()
+	select {
+	case <-w.ended:
+	case <-time.After(lastWords):
+	}
 }

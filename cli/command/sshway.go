@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -41,13 +43,22 @@ func (t *tunnels) open(ctx context.Context) (*tunnel.Conn, error) {
 	return c, nil
 }
 
+// giveUp ends a tunnel that was only looked at, and returns when the node was told.
+func giveUp(c *tunnel.Conn) {
+	c.Reset("it is not needed any more")
+	select {
+	case <-c.Done():
+	case <-time.After(lastWords):
+	}
+}
+
 // pin pins the host key that a node's sshd shows through a tunnel.
 func (a *app) pin(ctx context.Context, to *tunnels) error {
 	c, err := to.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer c.Reset("the host key was seen")
+	defer giveUp(c)
 	key, err := provision.HostKey(ctx, c)
 	if err != nil {
 		return fmt.Errorf("%s: %w", to.node.Name, err)
@@ -61,9 +72,11 @@ func (a *app) pin(ctx context.Context, to *tunnels) error {
 
 // serveSSH joins each connection to the socket with a tunnel; opened is the first one's.
 func (a *app) serveSSH(ctx context.Context, socket net.Listener, to *tunnels, opened *tunnel.Conn) {
+	var joined sync.WaitGroup
+	defer joined.Wait()
 	defer func() {
 		if opened != nil {
-			opened.Reset("it was not needed")
+			giveUp(opened)
 		}
 	}()
 	stop := context.AfterFunc(ctx, func() { socket.Close() })
@@ -81,7 +94,7 @@ func (a *app) serveSSH(ctx context.Context, socket net.Listener, to *tunnels, op
 				continue
 			}
 		}
-		go join(ctx, c, local.(*net.UnixConn), "ssh")
+		joined.Go(func() { _ = join(ctx, c, local.(*net.UnixConn), "ssh") }) // ssh itself says what it has against it
 	}
 }
 
@@ -112,15 +125,15 @@ func (a *app) sshArguments(socket, alias string, p *project.Project, o sshOption
 	if !o.asks {
 		options = append(options, "BatchMode=yes")
 	}
+	keys := a.sshKeys(o.sshKey, p)
+	if i := slices.IndexFunc(keys, func(file string) bool { _, err := os.Stat(file); return err == nil }); i >= 0 {
+		options = append(options, "IdentityFile="+percent(configWord(keys[i])))
+	} else if o.sshKey != "" {
+		return nil, fmt.Errorf("there is no SSH key %s", strings.Join(keys, " or "))
+	}
 	var args []string
 	for _, option := range options {
 		args = append(args, "-o", option)
-	}
-	keys := a.sshKeys(o.sshKey, p)
-	if i := slices.IndexFunc(keys, func(file string) bool { _, err := os.Stat(file); return err == nil }); i >= 0 {
-		args = append(args, "-i", percent(keys[i]))
-	} else if o.sshKey != "" {
-		return nil, fmt.Errorf("there is no SSH key %s", strings.Join(keys, " or "))
 	}
 	if o.tty {
 		args = append(args, "-t")

@@ -78,7 +78,10 @@ func (a *app) tunnel(ctx context.Context, name, to string) error {
 	stop := context.AfterFunc(ctx, func() { c.Reset("it was interrupted") })
 	defer stop()
 	if err := a.joinStdio(c); err != nil {
-		c.Reset("stdout: " + err.Error())
+		giveUp(c)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return &outcome{SomeFailed, fmt.Errorf("the tunnel to %s: %w", to, err)}
 	}
 	_ = c.Close()
