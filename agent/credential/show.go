@@ -20,9 +20,6 @@ func (s *Store) Show(ctx context.Context, live, boots int) error {
 	if err != nil {
 		now = firstSet // it is written anew below
 	}
-	if seen, _ := s.Standing(); seen.Number == live && now == boots && err == nil {
-		return s.tidy(live, boots)
-	}
 	for _, n := range []int{live, boots} {
 		set, err := s.read(strconv.Itoa(n))
 		if err != nil {
@@ -33,6 +30,13 @@ func (s *Store) Show(ctx context.Context, live, boots int) error {
 				return err
 			}
 		}
+	}
+	if seen, _ := s.Standing(); seen.Number == live && now == boots && err == nil {
+		return s.tidy(live, boots)
+	}
+	// What is mounted over the set that is to be seen hides it.
+	if err := s.cover(ctx, live, live); err != nil {
+		return err
 	}
 	// Where a boot is to find another set, nobody looks yet at what is mounted over it here.
 	if err := s.cover(ctx, boots, live); err != nil {
