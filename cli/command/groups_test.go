@@ -6,8 +6,10 @@ import (
 	"testing"
 
 	"github.com/nix-infra/nix-infra/cli/client/fleettest"
+	"github.com/nix-infra/nix-infra/cli/provision"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/rule"
+	"github.com/nix-infra/nix-infra/protocol/tunnel"
 )
 
 // TestOlderCalls makes the calls that the scripts around the earlier tool make, word by word.
@@ -97,6 +99,43 @@ func TestOlderCalls(t *testing.T) {
 		"--via":                    {"etcd", e, "--target=web1", "--via=x", "nodes"},
 	} {
 		s.expect(Refused, says, args...)
+	}
+}
+
+// TestOlderTunnels makes the calls of the earlier tool that go through tunnels: C10, C15 and C24.
+func TestOlderTunnels(t *testing.T) {
+	s, f := newFleet(t)
+	s.write("old.env", "SSH_KEY=nixinfra\n")
+	n := f.Add("web1")
+	var to string
+	n.Script(fleettest.Script{Tunnels: func(address string) (func(*tunnel.Conn), error) {
+		to = address
+		return nil, protocol.Refuse(protocol.Denied, "no tunnels here")
+	}})
+	for _, c := range []struct {
+		args []string
+		to   string
+	}{
+		{[]string{"cluster", "port-forward", "-d", s.dir, "--env=old.env", "--target=web1", "--local-port=0", "--remote-port=27017"}, protocol.OverlayHost + ":27017"},
+		{[]string{"fleet", "port-forward", "-d", s.dir, "--env", "old.env", "--ssh-key=k", "--batch", "--target", "web1 web2", "--local-port", "0", "--remote-port", "27017"}, "127.0.0.1:27017"},
+		{[]string{"fleet", "ssh", "-d=" + s.dir, "--env=old.env", "--target=web1", "--pin"}, "127.0.0.1:22"},
+	} {
+		to = ""
+		if r := s.run(c.args...); r.status != Refused || to != c.to || !strings.Contains(r.stderr, "no tunnels here") {
+			t.Errorf("%q: reached for %q, %+v", c.args, to, r)
+		}
+	}
+	d := startSSHD(t, s.path("ssh", "nixinfra.pub"))
+	if d.user != "root" {
+		return // who is logged in by default
+	}
+	n.Script(fleettest.Script{Tunnels: d.toSSHD})
+	d.pin(t, s, provision.NodeAlias("web1"))
+	s.stdin = "echo $((6*7))\n"
+	for _, group := range []string{"cluster", "fleet"} {
+		if r := s.run(group, "ssh", "-d", s.dir, "--env=old.env", "--target=web1"); r.status != OK || !strings.Contains(r.out, "42\n") {
+			t.Errorf("%s: %+v", group, r)
+		}
 	}
 }
 
