@@ -20,7 +20,7 @@ const (
 )
 
 const (
-	maxData   = 128 << 10 // bytes of the stream in one frame
+	maxData   = 64 << 10 // bytes of the stream in one frame
 	maxReason = 512       // bytes
 
 	headSize = 1 + 8
