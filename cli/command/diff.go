@@ -70,11 +70,7 @@ func (a *app) diff(ctx context.Context, selectors []string, o diffOptions) error
 	if err != nil {
 		return err
 	}
-	d, err := newDiffer(s)
-	if err != nil {
-		return err
-	}
-	differences, err := d.compare(ctx, systems, chosen)
+	differences, err := newDiffer(s).compare(ctx, systems, chosen)
 	if err != nil {
 		return err
 	}
@@ -115,12 +111,8 @@ const (
 	searchedBack   = 50 // deployments, for the one that brought what runs
 )
 
-func newDiffer(s *session) (*differ, error) {
-	v, err := protocol.NewVerifier(s.me.fleet.Public.Operator, s.me.fleet.Public.AccountJWT)
-	if err != nil {
-		return nil, err
-	}
-	d := &differ{s: s, verifier: v, blobs: map[string][]byte{}}
+func newDiffer(s *session) *differ {
+	d := &differ{s: s, verifier: s.me.verifier, blobs: map[string][]byte{}}
 	var once sync.Once
 	var all []protocol.Deployment
 	var failed error
@@ -128,7 +120,7 @@ func newDiffer(s *session) (*differ, error) {
 		once.Do(func() { all, failed = s.Deployments(ctx, searchedBack) })
 		return all, failed
 	}
-	return d, nil
+	return d
 }
 
 // difference is what a deploy would change on one node.

@@ -79,10 +79,7 @@ func (a *app) newRotation(ctx context.Context, s *session, store *vault.Secrets,
 		return nil, err
 	}
 	p := s.me.project
-	sealing, err := a.newSealer(s.me, a.newTrees(p, treeFlags{}, all))
-	if err != nil {
-		return nil, err
-	}
+	sealing := newSealer(s.me, a.newTrees(p, treeFlags{}, all))
 	r := &rotation{app: a, session: s, store: store, o: o, name: name}
 	for i := range all {
 		n := &all[i]

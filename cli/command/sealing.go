@@ -21,12 +21,8 @@ type sealer struct {
 	values   map[string][]byte // as they are stored, by name
 }
 
-func (a *app) newSealer(me *identity, t *trees) (*sealer, error) {
-	v, err := protocol.NewVerifier(me.fleet.Public.Operator, me.fleet.Public.AccountJWT)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a.own(fleetFile), err)
-	}
-	return &sealer{t, v, time.Now(), map[string][]byte{}}, nil
+func newSealer(me *identity, t *trees) *sealer {
+	return &sealer{t, me.verifier, time.Now(), map[string][]byte{}}
 }
 
 // value is a secret's, as it is stored.
@@ -80,10 +76,7 @@ func (s *sealedSecrets) with(from source) source {
 // sealSecrets seals to each node what its file names. A secret that isn't there keeps all nodes from being deployed to,
 // unless --allow-missing leaves it out.
 func (a *app) sealSecrets(me *identity, t *trees, chosen []protocol.NodeState) (*sealedSecrets, error) {
-	s, err := a.newSealer(me, t)
-	if err != nil {
-		return nil, err
-	}
+	s := newSealer(me, t)
 	all := &sealedSecrets{of: map[string][]protocol.SealedSecret{}}
 	var broken []error
 	for i := range chosen {
