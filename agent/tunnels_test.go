@@ -254,7 +254,7 @@ func TestTunnelPolicy(t *testing.T) {
 func TestTunnelSurvivesTheBroker(t *testing.T) {
 	u := withTunnels(t)
 	c, _ := u.mustOpen(u.fleet.User("dora", protocol.Deployer), "dora", service(t, echo))
-	const size = 48 << 20
+	const size = 32 << 20
 	stopped := make(chan struct{})
 	noise := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{3}), size) }
 	go func() {
