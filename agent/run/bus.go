@@ -3,8 +3,6 @@ package run
 import (
 	"context"
 	"fmt"
-	"os"
-	"strconv"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
@@ -15,41 +13,51 @@ const (
 	callTimeout = 10 * time.Second
 	lookAgain   = 5 * time.Second // changes are signalled; this is for signals that were lost
 
-	socket      = "unix:path=/run/systemd/private"
 	destination = "org.freedesktop.systemd1"
 	object      = dbus.ObjectPath("/org/freedesktop/systemd1")
+	properties  = "org.freedesktop.DBus.Properties"
 	noSuchUnit  = destination + ".NoSuchUnit"
-	noReply     = "org.freedesktop.DBus.Error.NoReply"
 )
 
-// conn is a connection to systemd, without a bus between. It gets all of systemd's signals.
+// away tells whether a D-Bus error is one of a bus or a systemd that is on its way back.
+func away(name string) bool {
+	switch name {
+	case "org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.ServiceUnknown",
+		"org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.DBus.Error.Timeout", "org.freedesktop.DBus.Error.TimedOut":
+		return true
+	}
+	return false
+}
+
+// conn is a connection to systemd over the bus, for one unit, whose changes it hears of. (On systemd's own socket nothing
+// may follow the handshake at once, and file descriptors least of all: what arrives together with its end is never read.)
 type conn struct {
 	*dbus.Conn
 	signals chan *dbus.Signal
 }
 
-func dial() (*conn, error) {
+// dial connects; with a unit, it is told of its changes.
+func dial(unit string) (_ *conn, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	late := time.AfterFunc(callTimeout, cancel) // systemd may take the connection and say nothing
+	late := time.AfterFunc(callTimeout, cancel) // whoever takes the connection may say nothing
 	defer late.Stop()
-	c, err := dbus.Dial(socket, dbus.WithContext(ctx))
+	c, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("systemd can't be reached: %w", err)
+		return nil, fmt.Errorf("systemd can't be reached over D-Bus: %w", err)
 	}
-	if err := c.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))}); err != nil {
-		c.Close()
-		cancel()
-		return nil, fmt.Errorf("systemd can't be reached: %w", err)
+	made := &conn{c, make(chan *dbus.Signal, 64)}
+	if unit == "" {
+		return made, nil
 	}
-	signals := make(chan *dbus.Signal, 64)
-	c.Signal(signals)
-	made := &conn{c, signals}
-	// systemd resets a connection on which file descriptors arrive together with the end of the handshake, so that must be
-	// over before any is sent.
-	if err := made.call(context.Background(), object, "org.freedesktop.DBus.Peer.Ping", nil); err != nil {
+	c.Signal(made.signals)
+	err = c.AddMatchSignalContext(ctx, dbus.WithMatchObjectPath(unitPath(unit)), dbus.WithMatchInterface(properties), dbus.WithMatchMember("PropertiesChanged"))
+	if err == nil {
+		err = made.manager(ctx, "Subscribe", nil)
+	}
+	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("systemd does not answer: %w", err)
+		return nil, fmt.Errorf("systemd's signals can't be had: %w", err)
 	}
 	return made, nil
 }
@@ -69,8 +77,8 @@ func (c *conn) call(ctx context.Context, path dbus.ObjectPath, method string, in
 	return answer.Store(into)
 }
 
-func (c *conn) properties(ctx context.Context, unit, kind string) (all map[string]dbus.Variant, err error) {
-	err = c.call(ctx, unitPath(unit), "org.freedesktop.DBus.Properties.GetAll", &all, destination+"."+kind)
+func (c *conn) all(ctx context.Context, unit, kind string) (all map[string]dbus.Variant, err error) {
+	err = c.call(ctx, unitPath(unit), properties+".GetAll", &all, destination+"."+kind)
 	return all, err
 }
 
@@ -90,7 +98,7 @@ func (u unit) failed() bool   { return !u.queued && u.active == "failed" }
 func (u unit) gone() bool     { return !u.queued && (u.active == "inactive" || u.load == "not-found") }
 
 func (c *conn) look(ctx context.Context, name string) (u unit, err error) {
-	all, err := c.properties(ctx, name, "Unit")
+	all, err := c.all(ctx, name, "Unit")
 	if err != nil {
 		return u, err
 	}
@@ -105,11 +113,11 @@ func (c *conn) look(ctx context.Context, name string) (u unit, err error) {
 }
 
 func (c *conn) service(ctx context.Context, name string) (service, error) {
-	u, err := c.properties(ctx, name, "Unit")
+	u, err := c.all(ctx, name, "Unit")
 	if err != nil {
 		return service{}, err
 	}
-	s, err := c.properties(ctx, name, "Service")
+	s, err := c.all(ctx, name, "Service")
 	return serviceOf(u, s), err
 }
 

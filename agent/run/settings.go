@@ -40,8 +40,8 @@ func (h *Systemd) settings(s Spec, p private, stdout, stderr *os.File) []setting
 	all := []setting{
 		set("Description", "nix-infra: "+s.What),
 		// The start is over when the program was executed, so that what can't be is known as such. The unit stays after
-		// the end of its main process, with whatever others are left, until it is stopped: so nobody has to hold a
-		// reference, which would need the bus daemon, for the result to be read.
+		// the end of its main process, with whatever others are left, until it is stopped: so the result can be read
+		// without a reference, which the bus would lose with its connection.
 		set("Type", "exec"),
 		set("RemainAfterExit", true),
 		// In arguments nothing is replaced: neither $ nor %.

@@ -20,8 +20,8 @@ const (
 	awayTime   = time.Minute
 )
 
-// Systemd is the Host that this machine is. It speaks to systemd over systemd's own socket, which needs no bus daemon, and
-// over a connection for each run: an open one would cost an idle agent a wake-up for each signal.
+// Systemd is the Host that this machine is. It speaks to systemd over a connection for each run, so that an idle agent
+// has none.
 type Systemd struct {
 	Dir    string   // for what is private of runs: on a tmpfs, root's, nobody else's
 	Hidden []string // files and folders that no sandbox shows
@@ -53,7 +53,7 @@ func (h *Systemd) Clear(ctx context.Context) error {
 			_ = os.RemoveAll(filepath.Join(h.Dir, entry.Name())) // nobody but root can read what stays
 		}
 	}
-	c, err := dial()
+	c, err := dial("")
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ type follower struct {
 }
 
 func follow(unit string) (*follower, error) {
-	c, err := dial()
+	c, err := dial(unit)
 	return &follower{unit: unit, conn: c}, err
 }
 
@@ -183,8 +183,8 @@ func (f *follower) look(ctx context.Context) (u unit, err error) {
 	return u, err
 }
 
-// again calls until systemd answers: it goes away for a moment where it is replaced, as by a deploy. That there is no such
-// unit is an answer, and no error.
+// again calls until systemd answers: it, or the bus, goes away for a moment where it is replaced, as by a deploy. That there
+// is no such unit is an answer, and no error.
 func (f *follower) again(ctx context.Context, call func() error) error {
 	for deadline := time.Now().Add(awayTime); ; {
 		err := call()
@@ -192,11 +192,11 @@ func (f *follower) again(ctx context.Context, call func() error) error {
 		if errors.As(err, &answer) && answer.Name == noSuchUnit {
 			return nil
 		}
-		if err == nil || errors.As(err, &answer) && answer.Name != noReply || time.Now().After(deadline) || ctx.Err() != nil {
+		if err == nil || errors.As(err, &answer) && !away(answer.Name) || time.Now().After(deadline) || ctx.Err() != nil {
 			return err
 		}
 		time.Sleep(redialTime)
-		if c, err := dial(); err == nil {
+		if c, err := dial(f.unit); err == nil {
 			f.conn.Close()
 			f.conn = c
 		}
