@@ -27,6 +27,7 @@ type auditDocument struct {
 	Action  protocol.Action `json:"action"`
 	Target  string          `json:"target"`
 	Payload string          `json:"payload"`
+	Detail  string          `json:"detail"`
 	Outcome string          `json:"outcome"`
 	Reason  string          `json:"reason"`
 }
@@ -49,6 +50,7 @@ Reading it needs an admin, since it tells what everybody did. It says what the c
 finds out whether that is all, and as it was written.`,
 		Example: `  nix-infra audit --since 2h
   nix-infra audit --user bob --denied
+  nix-infra audit --action exec --since 1d
   nix-infra audit --node web1 --action deploy --since 2026-11-01 --until 2026-11-08 --limit 0 --json`,
 		Args: unknownSubcommand,
 		RunE: func(c *cobra.Command, _ []string) error { return a.audit(c.Context(), o) },
@@ -111,18 +113,18 @@ func (a *app) audit(ctx context.Context, o auditOptions) error {
 		if d.Role != "" {
 			who += " (" + string(d.Role) + ")"
 		}
-		row := ui.Text(d.Time.Local().Format(time.DateTime), d.Writer, who, string(d.Action), d.Target, first(d.Outcome, "begins"), d.Reason)
-		switch d.Outcome {
+		row := ui.Text(d.Time.Local().Format(time.DateTime), d.Writer, who, string(d.Action), d.Target, d.Detail, first(d.Outcome, "begins"), d.Reason)
+		switch outcome := &row[6]; d.Outcome {
 		case "":
-			row[5].Colour = ui.Dim
+			outcome.Colour = ui.Dim
 		case "ok":
 		default:
-			row[5].Colour = ui.Red
+			outcome.Colour = ui.Red
 		}
 		rows = append(rows, row)
 	}
 	if !a.json {
-		a.out.Table([]string{"TIME", "WRITTEN BY", "USER", "ACTION", "TARGET", "OUTCOME", "REASON"}, rows)
+		a.out.Table([]string{"TIME", "WRITTEN BY", "USER", "ACTION", "TARGET", "DETAIL", "OUTCOME", "REASON"}, rows)
 	}
 	return nil
 }
@@ -136,7 +138,7 @@ func documentOfRecord(s protocol.StoredRecord) auditDocument {
 		return d
 	}
 	d.Seq, d.Time, d.User, d.Role, d.Request, d.Action = r.Seq, r.Time, r.User, r.Role, r.Request, r.Action
-	d.Target, d.Payload, d.Outcome, d.Reason = r.Target, r.Payload, r.Outcome, r.Reason
+	d.Target, d.Payload, d.Detail, d.Outcome, d.Reason = r.Target, r.Payload, r.Detail, r.Outcome, r.Reason
 	return d
 }
 
