@@ -16,6 +16,7 @@ import (
 	"io"
 	"regexp"
 	"runtime/debug"
+	"sync"
 )
 
 // Version is the protocol's version: the second token of every subject and the "v" of every message.
@@ -36,7 +37,9 @@ const (
 var build string
 
 // Build is the version of this program, as `version` prints it and agents report it.
-func Build() string {
+func Build() string { return version() }
+
+var version = sync.OnceValue(func() string { // every beat tells it, and reading it from the program takes a while
 	if build != "" {
 		return build
 	}
@@ -44,7 +47,7 @@ func Build() string {
 		return info.Main.Version
 	}
 	return "dev"
-}
+})
 
 // ErrMalformed marks a message that could not be decoded at all.
 var ErrMalformed = errors.New("malformed message")

@@ -234,18 +234,18 @@ func (s *Signed) checkForm(e Expect) (*Header, error) {
 	if s.User == "" || len(s.Signature) == 0 {
 		return nil, Refuse(Unsigned, "not signed: a user JWT and a signature are needed")
 	}
-	var version struct {
-		Version int `json:"v"`
-	}
-	if err := jsonLoose(s.Header, &version); err != nil {
-		return nil, Refuse(Malformed, "the header: %v", err)
-	}
-	if version.Version != Version {
-		return nil, Refuse(OtherVersion, "it speaks version %d of the protocol, this side version %d; upgrade the older one", version.Version, Version)
-	}
 	var h Header
 	if err := decode(s.Header, &h); err != nil {
-		return nil, Refuse(Malformed, "the header: %v", err)
+		var other struct {
+			Version int `json:"v"`
+		}
+		if jsonLoose(s.Header, &other) != nil || other.Version == Version {
+			return nil, Refuse(Malformed, "the header: %v", err)
+		}
+		h.Version = other.Version // whatever else another version has in it
+	}
+	if h.Version != Version {
+		return nil, Refuse(OtherVersion, "it speaks version %d of the protocol, this side version %d; upgrade the older one", h.Version, Version)
 	}
 	if h.Kind != e.Kind {
 		return nil, Refuse(Malformed, "a %s where a %s belongs", h.Kind, e.Kind)

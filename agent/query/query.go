@@ -174,13 +174,6 @@ func (s *Server) prove(m *nats.Msg) (*request, error) {
 	if err != nil {
 		return r, protocol.Refuse(protocol.Malformed, "the request: %v", err)
 	}
-	if json.Unmarshal(signed.Header, &r.Header) != nil {
-		r.Header = protocol.Header{}
-	}
-	if r.ID != "" && !isID(r.ID) {
-		// It becomes part of a subject and of lines in files.
-		return &request{}, protocol.Refuse(protocol.Malformed, "the request's id is not one of lower-case letters, digits and hyphens")
-	}
 	order, sender, err := s.o.Verifier.Verify(&signed, protocol.Expect{
 		Kind: protocol.KindRequest, Targets: []string{s.o.Node, protocol.Everyone}, Now: s.o.Now()}, s.o.Seen)
 	r.sender = sender
@@ -188,6 +181,7 @@ func (s *Server) prove(m *nats.Msg) (*request, error) {
 		r.payload = signed.Payload // its sender signed it, whatever else is wrong
 	}
 	if err != nil {
+		r.claim(signed.Header)
 		return r, err
 	}
 	r.Header = order.Header
@@ -204,6 +198,13 @@ func (s *Server) prove(m *nats.Msg) (*request, error) {
 		}
 	}
 	return r, nil
+}
+
+// claim takes over what an unproven header says of itself, as far as it can be read.
+func (r *request) claim(header []byte) {
+	if json.Unmarshal(header, &r.Header) != nil || !isID(r.ID) { // it becomes part of a subject and of lines in files
+		r.Header = protocol.Header{}
+	}
 }
 
 // question tells whether it only asks: such a request changes nothing.
