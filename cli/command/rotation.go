@@ -97,8 +97,12 @@ func (a *app) newRotation(ctx context.Context, s *session, store *vault.Secrets,
 			continue
 		}
 		node := &rotating{NodeState: *n}
-		if node.old, err = sealing.seal(n, uses[at], old); err == nil {
-			node.value, err = sealing.seal(n, uses[at], value)
+		key, err := sealing.key(n)
+		if err == nil {
+			node.old, err = sealing.seal(n.Name, key, uses[at], old)
+		}
+		if err == nil {
+			node.value, err = sealing.seal(n.Name, key, uses[at], value)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", n.Name, err)
@@ -174,7 +178,7 @@ func (r *rotation) run(ctx context.Context) error {
 	r.say("secret %s has its new value, on %s\n", r.name, nodes(len(r.having(hasNew))))
 	switch {
 	case len(failed) > 0:
-		return &outcome{SomeFailed, several("kept the old value of "+r.name+" until the next deploy", failed)}
+		return &outcome{SomeFailed, &errorList{fmt.Sprintf("%s kept the old value of %s, until the next deploy:", nodes(len(failed)), r.name), failed}}
 	case len(r.offline) > 0:
 		return &outcome{Unanswered, fmt.Errorf("these are offline, and get %s by the next deploy: %s", r.name, some(r.offline))}
 	}
@@ -195,15 +199,14 @@ func (r *rotation) each(ctx context.Context, some []*rotating, which func(*rotat
 	wg.Wait()
 }
 
-// answerMargin is what a node may take beyond the time that its units have.
-const answerMargin = 30 * time.Second
+// wayBackTime is what a node may take beyond the time that its units have: to put the old value back, and have them right
+// again.
+const wayBackTime = 8 * time.Minute
 
 func (r *rotation) one(ctx context.Context, n *rotating, secret protocol.SealedSecret) {
 	restoring := n.state != hasOld
-	if r.live != nil {
-		r.live.Set(n.Name, "at work", ui.Active)
-	}
-	waiting, cancel := context.WithTimeout(ctx, r.o.timeout+answerMargin)
+	r.step(n, "at work", ui.Active)
+	waiting, cancel := context.WithTimeout(ctx, r.o.timeout+wayBackTime)
 	defer cancel()
 	var done protocol.Rotated
 	reply, err := r.session.Ask(waiting, n.Name, protocol.RotateSecret, protocol.RotateOrder{Secret: secret, Timeout: int(r.o.timeout / time.Second), Settle: int(r.o.settle / time.Second)})
@@ -288,7 +291,7 @@ func (r *rotation) undo(ctx context.Context) error {
 	}
 	if left := r.having(hasEither); len(left) > 0 {
 		r.end("unfinished")
-		return &outcome{SomeFailed, several("may have the new value still; run this again, or deploy to them", r.failed())}
+		return &outcome{SomeFailed, &errorList{nodes(len(left)) + " may have the new value still; run this again, or deploy to them:", r.failed()}}
 	}
 	if err := r.store.DropPending(r.name); err != nil {
 		return err
@@ -315,7 +318,14 @@ func (r *rotation) begin(title string) {
 	}
 	r.live = r.out.Live(title)
 	for _, n := range r.nodes {
-		r.live.Set(n.Name, "waiting", ui.Waiting)
+		r.step(n, "waiting", ui.Waiting)
+	}
+}
+
+// step shows what a node is about, where it is seen for as long as it lasts.
+func (r *rotation) step(n *rotating, status string, kind ui.Kind) {
+	if r.live != nil && r.out.Interactive() {
+		r.live.Set(n.Name, status, kind)
 	}
 }
 
