@@ -13,12 +13,8 @@ import (
 )
 
 const (
-	evidenceUnits = 10 // newly failed units whose journals go into the report
-	evidenceLines = 20
-	activateLines = 100
-	evidenceTime  = 10 * time.Second
-	renewTries    = 3
-	renewTime     = 30 * time.Second // from the order to restart the agent to its end
+	renewTries = 3
+	renewTime  = 30 * time.Second // from the order to restart the agent to its end
 )
 
 // number names the attempt's units.
@@ -365,29 +361,4 @@ func (e *Engine) toRollback(ctx context.Context, a *attempt, reason string, unit
 	_ = e.move(a, protocol.RollingBack, func() {
 		a.Reason, a.NewUnits, a.Log = clip(reason, maxReason), units[:min(len(units), maxUnits)], log
 	})
-}
-
-// evidence collects the log of the activation and of the units that newly failed.
-func (e *Engine) evidence(ctx context.Context, a *attempt, units []string) string {
-	activated := !a.boots() && a.New != a.Old
-	if !activated && len(units) == 0 {
-		return ""
-	}
-	ctx, cancel := context.WithTimeout(ctx, evidenceTime)
-	defer cancel()
-	var b strings.Builder
-	add := func(unit string, lines int) {
-		log, err := e.o.Host.Journal(ctx, unit, lines)
-		if err != nil {
-			log = fmt.Sprintf("(no log: %v)", err)
-		}
-		fmt.Fprintf(&b, "== %s\n%s\n", unit, strings.TrimSpace(log))
-	}
-	if activated {
-		add(a.activation().Unit, activateLines)
-	}
-	for _, u := range units[:min(len(units), evidenceUnits)] {
-		add(u, evidenceLines)
-	}
-	return clipTail(b.String(), protocol.MaxReportLog)
 }
