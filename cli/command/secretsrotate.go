@@ -27,7 +27,7 @@ func (a *app) secretsRotateCommand() *cobra.Command {
 		Use:   "rotate NAME",
 		Short: "Give a secret another value, on the nodes that use it too",
 		Long: `Give a secret another value, from a pipe, a file or a generator, and bring it to the nodes whose files name it: without
-a deploy, each encrypts it and restarts or reloads the units that load it, and no others. A node where these don't hold
+a deploy, each encrypts it and restarts the units that load it, and no others. A node where these don't hold
 takes the old value back by itself.
 
 One node comes first (--canary), the others after it, by the --order of tags and --batch at a time. When more than
