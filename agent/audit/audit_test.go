@@ -253,7 +253,7 @@ func TestHostileTextIsCut(t *testing.T) {
 	dir, s := t.TempDir(), &stream{news: make(chan struct{}, 1)}
 	l := open(t, dir, s, 0)
 	long := strings.Repeat("é\n", 1<<16)
-	if err := l.Record(protocol.AuditRecord{User: long, Action: protocol.Action(long), Request: long, Target: long, Payload: long, Outcome: long, Reason: long}); err != nil {
+	if err := l.Record(protocol.AuditRecord{User: long, Action: protocol.Action(long), Request: long, Target: long, Payload: long, Outcome: long, Reason: long, Detail: long}); err != nil {
 		t.Fatal(err)
 	}
 	if l.chain.end > maxRecord {
@@ -270,14 +270,14 @@ func TestJournalShowsOutcomesOfQuestionsAndAllOfOrders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range []protocol.Action{protocol.Ping, protocol.Release} {
+	for _, a := range []protocol.Action{protocol.Ping, protocol.Release, protocol.RunCommand} {
 		for _, outcome := range []string{"", "ok"} {
 			if err := l.Record(protocol.AuditRecord{User: "ann", Action: a, Outcome: outcome}); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	if got := strings.Join(lines, " "); got != "ping/ok release/ release/ok" {
+	if got := strings.Join(lines, " "); got != "ping/ok release/ release/ok exec/ exec/ok" {
 		t.Fatalf("journal: %s", got)
 	}
 }

@@ -32,7 +32,9 @@ type served struct {
 	records []protocol.AuditRecord
 	block   chan struct{} // while not nil, handlers wait for it
 	streams *streamer
-	life    time.Duration // of a stream; 0: as ever
+	runs    chan func(ctx context.Context, send func(any) error) error // each run does what comes first
+	life    time.Duration                                              // of a stream; 0: as ever
+	full    error                                                      // why nothing can be recorded
 
 	seen *Seen
 	stop func()
@@ -40,7 +42,7 @@ type served struct {
 
 func serve(t *testing.T) *served {
 	t.Helper()
-	s := &served{t: t, fleet: testfleet.New(t), path: filepath.Join(t.TempDir(), "seen.log"), streams: newStreamer()}
+	s := &served{t: t, fleet: testfleet.New(t), path: filepath.Join(t.TempDir(), "seen.log"), streams: newStreamer(), runs: make(chan func(context.Context, func(any) error) error, 8)}
 	s.nc = s.fleet.Connect(s.fleet.Enrol(node).Signer(), protocol.InboxPrefix(node))
 	s.start()
 	t.Cleanup(func() { s.stop() })
@@ -66,12 +68,18 @@ func (s *served) server(seen *Seen) *Server {
 		until, _ := ctx.Deadline()
 		return time.Until(until), nil
 	}
+	runs := func(ctx context.Context, r *protocol.Verified, send func(any) error) error {
+		s.mu.Lock()
+		s.ran = append(s.ran, r.ID)
+		s.mu.Unlock()
+		return (<-s.runs)(ctx, send)
+	}
 	return New(Options{Node: node, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Verifier: v, Seen: seen,
 		Audit: func(r protocol.AuditRecord) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.records = append(s.records, r)
-			return nil
+			return s.full
 		},
 		Publish: s.nc.Publish,
 		Running: 2,
@@ -81,6 +89,7 @@ func (s *served) server(seen *Seen) *Server {
 			protocol.ReadStats:   func(context.Context, *protocol.Verified) (any, error) { return time.Unix(1<<40, 0), nil },
 			protocol.ReadJournal: func(ctx context.Context, _ *protocol.Verified) (any, error) { <-ctx.Done(); return nil, ctx.Err() }},
 		Streams: map[protocol.Action]Streamer{protocol.FollowJournal: s.streams.run}, Streaming: 2, StreamLife: s.life,
+		Runs: map[protocol.Action]Streamer{protocol.RunCommand: runs, protocol.RunScript: runs}, RunsAtOnce: 2,
 	})
 }
 
