@@ -8,6 +8,7 @@ import (
 
 	"github.com/nix-infra/nix-infra/agent/policy"
 	"github.com/nix-infra/nix-infra/agent/tunnel"
+	"github.com/nix-infra/nix-infra/agent/upload"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -16,7 +17,16 @@ func (a *agent) openTunnels() *tunnel.Server {
 	return tunnel.New(tunnel.Options{
 		Node: a.machine.Name, Log: a.o.Log.With("part", "tunnel"), XKey: a.machine.XKey, Verifier: a.verifier,
 		Audit: a.audit.Record, Publish: a.link.Publish, Idle: a.settle, Allow: a.allowTunnel,
+		Upload: upload.New(upload.Options{Node: a.machine.Name, Log: a.o.Log.With("part", "upload"), Audit: a.audit.Record, Root: a.uploadRoot}).Serve,
 	})
+}
+
+func (a *agent) uploadRoot(to string, role protocol.Role) (string, error) {
+	allowed, err := policy.Load(a.system)
+	if err != nil {
+		return "", err
+	}
+	return allowed.UploadRoot(to, role)
 }
 
 func (a *agent) allowTunnel(to string, role protocol.Role) (dial, rule string, err error) {
