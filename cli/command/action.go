@@ -31,6 +31,7 @@ type actionOptions struct {
 	envList []string // K=value,K=value
 	env     []string // K=value, or K
 	save    string
+	rotate  bool
 	force   bool
 	limit   time.Duration
 	merge   bool
@@ -76,6 +77,7 @@ seals it before it travels. Nothing is saved where the script fails or prints no
 	f.StringArrayVar(&o.env, "env-var", nil, "one variable for the script, whose value may have commas: `K=value`, or K of the environment here; repeatable")
 	f.StringVar(&o.save, "save-as-secret", "", "save what the script prints as the secret `NAME` of the project, without showing it")
 	f.StringVar(&o.save, "store-as-secret", "", "")
+	f.BoolVar(&o.rotate, "rotate", false, "with --save-as-secret: bring the new value to the nodes that use the secret, as secrets rotate does")
 	_ = f.MarkHidden("store-as-secret") // another name of the same
 	f.BoolVar(&o.force, "force", false, "replace a secret that is there without asking")
 	f.DurationVar(&o.limit, "timeout", 0, "how long it may run; 0: as long as the node's policy lets it")
@@ -141,6 +143,8 @@ func (a *app) action(ctx context.Context, selectors []string, o *actionOptions) 
 		if err := protocol.CheckSecretName(o.save); err != nil {
 			return fmt.Errorf("--save-as-secret: %w", err)
 		}
+	} else if o.rotate {
+		return errors.New("--rotate goes with --save-as-secret: it is about that secret")
 	}
 	me, err := a.identity()
 	if err != nil {
@@ -181,7 +185,7 @@ func (q *question) actionAsSecret(ctx context.Context, o *actionOptions, order p
 		return err
 	}
 	store := q.secretStore(me.project)
-	if store.Has(o.save) && !o.force {
+	if store.Has(o.save) && !o.force && !o.rotate {
 		if err := q.confirm(fmt.Sprintf("there is a secret %s already; replace it?", o.save)); err != nil {
 			return err
 		}
@@ -216,6 +220,9 @@ func (q *question) actionAsSecret(ctx context.Context, o *actionOptions, order p
 	text := strings.TrimRight(string(value), "\r\n")
 	if text == "" {
 		return &outcome{SomeFailed, fmt.Errorf("%s: the action printed nothing; no secret was saved", n.Name)}
+	}
+	if o.rotate && store.Has(o.save) {
+		return q.rotateTo(ctx, me, store, o.save, []byte(text))
 	}
 	if err := store.Put(o.save, []byte(text)); err != nil {
 		return &outcome{SomeFailed, err}

@@ -375,3 +375,26 @@ func TestRotateDue(t *testing.T) {
 		t.Error("the new value is printed")
 	}
 }
+
+// TestRotateFromAction: what an action prints becomes the secret's value on the nodes, and is not shown.
+func TestRotateFromAction(t *testing.T) {
+	s, h := newRotated(t)
+	s.write("app_modules/mongodb/action.sh", "echo action\n")
+	actor(t, h.fleet, h.fleet.Add("made"), func([]string, map[string]string) (string, string, int) { return "made-here\n", "", 0 })
+	args := []string{"action", "made", "--app-module=mongodb", "--cmd=create", "--rotate"}
+	s.expect(Refused, "--rotate goes with --save-as-secret", args...)
+	out := s.must(append(args, "--save-as-secret=s")...)
+	h.hold(map[string]string{"web1": "made-here", "web2": "made-here", "db1": "made-here"})
+	if s.value("s") != "made-here" || strings.Contains(out, "made-here") {
+		t.Errorf("it says\n%s", out)
+	}
+	s.must(append(args, "--save-as-secret=fresh")...)
+	if s.value("fresh") != "made-here" {
+		t.Error("one that was not there is not stored")
+	}
+	h.say(func(node, value string) error { return protocol.Refuse(protocol.Failed, "no") })
+	s.pipe("kept", "secrets", "store", "s")
+	if r := s.run(append(args, "--save-as-secret=s")...); r.status != SomeFailed || s.value("s") != "kept" {
+		t.Errorf("%+v", r)
+	}
+}

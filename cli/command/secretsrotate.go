@@ -14,6 +14,12 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
+// What the units of a node have where nothing is said.
+const (
+	rotateTimeout = time.Minute
+	rotateSettle  = 5 * time.Second
+)
+
 type rotateOptions struct {
 	value             valueFlags
 	due, resume, undo bool
@@ -26,7 +32,8 @@ func (a *app) secretsRotateCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rotate NAME",
 		Short: "Give a secret another value, on the nodes that use it too",
-		Long: `Give a secret another value, from a pipe, a file or a generator, and bring it to the nodes whose files name it: without
+		Long: `Give a secret another value, from a pipe, a file or a generator (or an action: nix-infra action --save-as-secret NAME
+--rotate), and bring it to the nodes whose files name it: without
 a deploy, each encrypts it and restarts the units that load it, and no others. A node where these don't hold
 takes the old value back by itself.
 
@@ -56,8 +63,8 @@ An interrupted rotation is not lost: --resume goes on with the new value, --undo
 	f.Lookup("batch").NoOptDefVal = batchAlone
 	f.StringSliceVar(&o.waves.Order, "order", nil, "nodes by tag, `@tag,@tag`: those with the first one come first, those with none of them last")
 	f.StringVar(&o.waves.MaxFailures, "max-failures", "", "`N|%` of the nodes may fail, and keep the old value (default 0)")
-	f.DurationVar(&o.timeout, "timeout", time.Minute, "how long the units of a node have to be right again")
-	f.DurationVar(&o.settle, "settle", 5*time.Second, "for how long they have to stay so")
+	f.DurationVar(&o.timeout, "timeout", rotateTimeout, "how long the units of a node have to be right again")
+	f.DurationVar(&o.settle, "settle", rotateSettle, "for how long they have to stay so")
 	return c
 }
 
@@ -106,7 +113,7 @@ func (a *app) secretsRotate(c *cobra.Command, name string, o *rotateOptions) err
 	var value []byte
 	switch pending := store.HasPending(name); {
 	case pending && !o.resume && !o.undo:
-		return fmt.Errorf("a rotation of %s was interrupted: --resume goes on with its new value, --undo brings the old one back", name)
+		return errUnfinished(name)
 	case !pending && (o.resume || o.undo):
 		return fmt.Errorf("no rotation of %s was interrupted", name)
 	case pending:
@@ -173,6 +180,22 @@ func (a *app) rotateDue(ctx context.Context, me *identity, store *vault.Secrets,
 		return &outcome{ended, failed[0]}
 	}
 	return &outcome{ended, &errorList{"not everything that is due was rotated everywhere:", failed}}
+}
+
+// rotateTo is secrets rotate without flags.
+func (a *app) rotateTo(ctx context.Context, me *identity, store *vault.Secrets, name string, value []byte) error {
+	if store.HasPending(name) {
+		return errUnfinished(name)
+	}
+	old, err := store.Get(name)
+	if err != nil {
+		return err
+	}
+	return a.rotate(ctx, me, store, &rotateOptions{timeout: rotateTimeout, settle: rotateSettle}, name, old, value)
+}
+
+func errUnfinished(name string) error {
+	return fmt.Errorf("a rotation of %s was interrupted: --resume goes on with its new value, --undo brings the old one back (nix-infra secrets rotate %s)", name, name)
 }
 
 // rotate brings a value to the nodes that use a secret, and then into the project. The error has the status to exit with.

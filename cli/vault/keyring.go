@@ -23,7 +23,7 @@ import (
 // project another one replaces one file. Files of before there was such a key were encrypted with the password itself,
 // and open as ever.
 //
-//	age -d -i nix-infra/keys/identity.age secrets/NAME.age
+//	age -d nix-infra/keys/identity.age | age -d -i - secrets/NAME.age
 const keyEntry = "identity"
 
 const (
