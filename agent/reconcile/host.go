@@ -56,9 +56,9 @@ type Host interface {
 	Reboot(ctx context.Context) error
 	// System is for the secrets.
 	credential.System
-	// Loaders are the services that run and load one of these files as an encrypted credential.
+	// Loaders are the services that run, or have failed, and load one of these files as an encrypted credential.
 	Loaders(ctx context.Context, files []string) ([]Loader, error)
-	// Restart restarts those of the units that run and waits until they are up again. It says which ones are not.
+	// Restart restarts units, or starts them, and waits until they are up. It says which ones are not.
 	Restart(ctx context.Context, units []string) (failed []string, err error)
 }
 

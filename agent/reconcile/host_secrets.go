@@ -92,7 +92,7 @@ func (h *SystemdHost) Loaders(ctx context.Context, files []string) ([]Loader, er
 		return nil, err
 	}
 	defer c.Close()
-	services, err := c.ListUnitsByPatternsContext(ctx, []string{"active", "reloading", "activating"}, []string{"*.service"})
+	services, err := c.ListUnitsByPatternsContext(ctx, []string{"active", "reloading", "activating", "failed"}, []string{"*.service"})
 	if err != nil {
 		return nil, fmt.Errorf("systemd can't list its services: %w", err)
 	}
@@ -148,7 +148,7 @@ func (h *SystemdHost) Restart(ctx context.Context, units []string) (failed []str
 	ended := make(map[string]chan string, len(units))
 	for _, u := range units {
 		ended[u] = make(chan string, 1)
-		if _, err := c.TryRestartUnitContext(ctx, u, "replace", ended[u]); err != nil {
+		if _, err := c.RestartUnitContext(ctx, u, "replace", ended[u]); err != nil {
 			return nil, fmt.Errorf("systemd can't restart %s: %w", u, err)
 		}
 	}

@@ -85,7 +85,7 @@ type attempt struct {
 	BootSecrets int      `json:"boot_secrets,omitempty"` // that a boot would have found before
 	Shown       int64    `json:"shown,omitempty"`        // when the new set was put in place, in milliseconds of the boot's monotonic clock
 	Changed     []string `json:"changed,omitempty"`      // names of the secrets that are different
-	Loaders     []string `json:"loaders,omitempty"`      // units that ran before and load one of those
+	Loaders     []string `json:"loaders,omitempty"`      // units that load one of those, from before the activation
 
 	Armed    bool   `json:"armed,omitempty"`    // a revert timer may exist
 	Default  bool   `json:"default,omitempty"`  // profile or boot default may name the new closure

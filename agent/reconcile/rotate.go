@@ -15,10 +15,11 @@ import (
 // rotation is a secret that gets another value: journalled before the value is put in place, until it is proven or
 // taken back.
 type rotation struct {
-	Secret string `json:"secret"`
-	From   int    `json:"from"` // sets
-	To     int    `json:"to"`
-	BootID string `json:"boot_id"`
+	Secret string   `json:"secret"`
+	From   int      `json:"from"` // sets
+	To     int      `json:"to"`
+	BootID string   `json:"boot_id"`
+	Units  []string `json:"units"` // that load it
 }
 
 // Rotate gives a secret that the node has another value, and proves that what loads it holds with it: the units that
@@ -57,7 +58,11 @@ func (e *Engine) rotate(ctx context.Context, o protocol.RotateOrder) (protocol.R
 	if set, err = e.secrets.Stage(ctx, set, live); err != nil {
 		return none, err
 	}
-	r := &rotation{Secret: o.Secret.Name, From: live.Number, To: set.Number, BootID: obs.BootID}
+	units, err := e.loaders(ctx, []string{o.Secret.Name}, always)
+	if err != nil {
+		return none, err
+	}
+	r := &rotation{Secret: o.Secret.Name, From: live.Number, To: set.Number, BootID: obs.BootID, Units: units}
 	if err := e.update("rotating", func(j *journal) { j.Rotation = r }); err != nil {
 		_ = e.update("", func(j *journal) { j.Rotation = nil })
 		e.pruneSecrets()
@@ -67,7 +72,7 @@ func (e *Engine) rotate(ctx context.Context, o protocol.RotateOrder) (protocol.R
 		Declared: declared, UnitState: e.o.Host.UnitState}
 	limited, stop := context.WithTimeout(ctx, time.Duration(o.Timeout)*time.Second)
 	defer stop()
-	units, err := e.tryRotation(limited, r, checks)
+	err = e.tryRotation(limited, r, checks)
 	if err == nil {
 		// Proven. It is to be what a boot finds, or it would be gone with the next one.
 		err = e.secrets.Show(ctx, r.To, r.To)
@@ -84,7 +89,7 @@ func (e *Engine) rotate(ctx context.Context, o protocol.RotateOrder) (protocol.R
 	})
 	e.deliverSecrets()
 	e.pruneSecrets()
-	return protocol.Rotated{Units: units}, nil
+	return protocol.Rotated{Units: append([]string{}, units...)}, nil
 }
 
 // rotated is the set in place, and the one that it is to become, not staged yet.
@@ -113,36 +118,33 @@ func (e *Engine) rotated(s protocol.SealedSecret) (live, set credential.Set, err
 }
 
 // tryRotation puts the new value in place, restarts what loads it, and proves it. ctx ends with the time for that.
-func (e *Engine) tryRotation(ctx context.Context, r *rotation, checks health.Checks) (units []string, err error) {
+func (e *Engine) tryRotation(ctx context.Context, r *rotation, checks health.Checks) error {
 	if err := e.secrets.Show(ctx, r.To, r.From); err != nil {
-		return nil, err
+		return err
 	}
 	e.deliverSecrets()
 	_ = e.update("rotating-shown", func(*journal) {})
-	if units, err = e.loaders(ctx, []string{r.Secret}, always); err != nil {
-		return nil, err
-	}
-	failed, err := e.o.Host.Restart(ctx, units)
+	failed, err := e.o.Host.Restart(ctx, r.Units)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if len(failed) > 0 {
-		return nil, fmt.Errorf("does not start with it: %s", strings.Join(failed, ", "))
+	if failed = health.NewlyFailed(checks.Before, failed); len(failed) > 0 {
+		return fmt.Errorf("does not start with it: %s", strings.Join(failed, ", "))
 	}
 	if _, err := health.Check(ctx, checks); err != nil {
-		return nil, err
+		return err
 	}
 	// One that ended well has not failed, and is not up either.
 	up, err := e.loaders(ctx, []string{r.Secret}, always)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, u := range units {
+	for _, u := range r.Units {
 		if !slices.Contains(up, u) {
-			return nil, fmt.Errorf("%s did not stay up with it", u)
+			return fmt.Errorf("%s did not stay up with it", u)
 		}
 	}
-	return append([]string{}, units...), nil
+	return nil
 }
 
 // undoRotation puts the old value back and restarts what may have loaded the new one.
@@ -151,7 +153,7 @@ func (e *Engine) undoRotation(ctx context.Context, r *rotation) error {
 	if err != nil {
 		return err
 	}
-	e.loadAgain(ctx, []string{r.Secret}, always)
+	e.loadAgain(ctx, []string{r.Secret}, always, r.Units...)
 	_ = e.update("rotated-back", func(j *journal) { j.Rotation = nil })
 	e.deliverSecrets()
 	e.pruneSecrets()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nix-infra/nix-infra/agent/credential"
+	"github.com/nix-infra/nix-infra/agent/health"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -56,7 +57,7 @@ func (e *Engine) provenWith(s system) int {
 	return s.secrets
 }
 
-// different says which secrets a set has others, and which running units load those.
+// different says which secrets are others in a set, and which units load those.
 func (e *Engine) different(ctx context.Context, live credential.Set, set int) (changed, units []string, err error) {
 	if set == live.Number {
 		return nil, nil, nil
@@ -73,7 +74,8 @@ func (e *Engine) different(ctx context.Context, live credential.Set, set int) (c
 // always wants units whenever they were started.
 func always(time.Duration) bool { return true }
 
-// loaders are the running units that load one of the secrets, of those that were started at a time that is wanted.
+// loaders are the units that load one of the secrets, of those that were started at a time that is wanted: they run, or
+// have failed, perhaps for want of the right one.
 func (e *Engine) loaders(ctx context.Context, names []string, wanted func(since time.Duration) bool) ([]string, error) {
 	files := make([]string, 0, len(names))
 	for _, name := range names {
@@ -156,7 +158,8 @@ func (e *Engine) loadSecrets(ctx context.Context, a *attempt) (failed []string, 
 		return nil, err
 	}
 	e.o.Log.Info("restarting what loads other secrets now", "units", units)
-	return e.o.Host.Restart(ctx, units)
+	failed, err = e.o.Host.Restart(ctx, units)
+	return health.NewlyFailed(a.Failed, failed), err
 }
 
 // hasSecrets tells whether the new system's secrets are in place.
@@ -229,14 +232,15 @@ func (e *Engine) bootSecretsBefore(ctx context.Context, a *attempt) error {
 }
 
 // loadAgain restarts what loads the secrets and was started at a time that is wanted, at best effort: the system is one
-// that was proven.
-func (e *Engine) loadAgain(ctx context.Context, names []string, wanted func(since time.Duration) bool) {
+// that was proven. What is named besides is restarted in any case.
+func (e *Engine) loadAgain(ctx context.Context, names []string, wanted func(since time.Duration) bool, besides ...string) {
 	if len(names) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, loadTime)
 	defer cancel()
 	units, err := e.loaders(ctx, names, wanted)
+	units = slices.Compact(slices.Sorted(slices.Values(append(units, besides...))))
 	var failed []string
 	if err == nil {
 		failed, err = e.o.Host.Restart(ctx, units)

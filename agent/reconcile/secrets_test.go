@@ -17,6 +17,8 @@ import (
 type service struct {
 	file   string // where it loads the secret from
 	loaded string // what it found there, "" for nothing
+	failed bool   // with that
+	ended  bool   // by itself, and well
 	since  time.Duration
 }
 
@@ -41,6 +43,7 @@ func (m *machine) begin(name string) {
 		data = nil
 	}
 	s.loaded, s.since = strings.TrimPrefix(string(data), "encrypted "), time.Since(m.start)
+	s.failed, s.ended = s.loaded == badSecret, false
 	m.restarts = append(m.restarts, name)
 }
 
@@ -110,7 +113,7 @@ func (a agent) Loaders(_ context.Context, files []string) (all []Loader, err err
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for name, s := range a.services {
-		if slices.Contains(files, s.file) {
+		if slices.Contains(files, s.file) && !s.ended {
 			all = append(all, Loader{Unit: name, Since: s.since})
 		}
 	}
@@ -129,7 +132,7 @@ func (a agent) Restart(_ context.Context, units []string) (failed []string, err 
 	defer a.mu.Unlock()
 	a.load(units)
 	for _, u := range units {
-		if a.services[u].loaded == badSecret {
+		if a.services[u].failed {
 			failed = append(failed, u)
 		}
 	}
@@ -170,6 +173,9 @@ func (r *rig) has(unit, value string) {
 	defer r.m.mu.Unlock()
 	if got := r.m.services[unit].loaded; got != value {
 		r.t.Errorf("%s has loaded %q, want %q (effects %q, restarts %q)", unit, got, value, r.m.effects, r.m.restarts)
+	}
+	if s := r.m.services[unit]; s.failed || s.ended {
+		r.t.Errorf("%s does not run", unit)
 	}
 }
 

@@ -57,7 +57,7 @@ func lastSteps(ctx context.Context, c *dbus.Conn, r Revert) (s steps, err error)
 		return s, err
 	}
 	if len(r.Loaders) > 0 {
-		s.restart = append([]string{program, "--no-block", "try-restart"}, r.Loaders...)
+		s.restart = append([]string{program, "--no-block", "restart"}, r.Loaders...)
 	}
 	if unit != "" {
 		s.start = []string{program, "--no-block", "start", unit}
