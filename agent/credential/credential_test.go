@@ -3,7 +3,6 @@ package credential
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -322,7 +321,7 @@ func FuzzSet(f *testing.F) {
 		s.Changed(live, Set{})
 		for _, name := range s.brought() {
 			if filepath.Dir(s.KeyFile(name)) != s.o.Keys {
-				t.Error(fmt.Sprintf("%q would be removed", s.KeyFile(name)))
+				t.Errorf("%q would be removed", s.KeyFile(name))
 			}
 		}
 	})

@@ -59,7 +59,9 @@ func (n *node) run(ctx context.Context) error {
 	}
 	err := agent.Run(ctx, agent.Options{
 		Dir: n.dir, Log: slog.New(slog.DiscardHandler), Journal: func(string, map[string]string) {}, Host: n, Facts: n,
-		Deploy: func(o *reconcile.Options) { o.Etc, o.Roots = etc, filepath.Join(n.dir, "roots") },
+		Deploy: func(o *reconcile.Options) {
+			o.Etc, o.Roots, o.Links = etc, filepath.Join(n.dir, "roots"), filepath.Join(n.dir, "secrets")
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", n.name, err)
