@@ -172,7 +172,12 @@ func (a *app) openThough() (*project.Project, error) {
 
 // provePassword makes sure that somebody knows the password where the file that holds it gets locked with it.
 func (a *app) provePassword(p *project.Project) error {
-	if recipients, err := a.vault(p.Env.Get).Recipients(); err != nil || len(recipients) > 0 {
+	v := a.vault(p.Env.Get)
+	readers, _, err := v.Readers()
+	if err == nil && v.Empty() {
+		readers, err = v.Recipients() // of the key that is made now
+	}
+	if err != nil || len(readers) > 0 {
 		return err
 	}
 	password := first(p.Env.Get(vault.Variable), p.Env.Get("SECRETS_PWD"))

@@ -60,6 +60,26 @@ func TestProjectLock(t *testing.T) {
 	s.expect(Refused, "use nix-infra node unlock web1", "unlock", "web1")
 }
 
+// TestProjectLockKeepsTheWayIn: the key that opens the project can't be locked with it.
+func TestProjectLockKeepsTheWayIn(t *testing.T) {
+	s := newProject(t)
+	s.write("nix-infra/recipients", s.read("ssh/nixinfra.pub"))
+	s.must("secrets", "rekey", "--batch")
+	s.env["SECRETS_PASS"] = ""
+	s.env["NIX_INFRA_IDENTITY"] = s.path("ssh/nixinfra")
+	s.expect(Refused, "is the key that opens the project", "lock")
+	if s.read("ssh/nixinfra") == "" {
+		t.Error("it is gone")
+	}
+	elsewhere := t.TempDir() + "/mine"
+	if err := os.WriteFile(elsewhere, []byte(s.read("ssh/nixinfra")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.env["NIX_INFRA_IDENTITY"] = elsewhere
+	s.must("lock")
+	s.must("unlock")
+}
+
 // TestProjectLockTakesThePasswordAlong: the password must be known before the only file that has it is locked with it.
 func TestProjectLockTakesThePasswordAlong(t *testing.T) {
 	s := newProject(t)

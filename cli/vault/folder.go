@@ -91,6 +91,9 @@ func (f *Folder) Lock(paths []string, done func(path string)) error {
 			return err
 		}
 		l.Mode = info.Mode().Perm()
+		if f.vault.ring.team.uses(info) {
+			return fmt.Errorf("%s is the key that opens the project, and would be locked with it: move it out of the project, such as to ~/.ssh", f.path(l))
+		}
 		if _, err := os.Lstat(f.path(l) + suffix); !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s is in the way: move it, so that %s can be locked", f.path(l)+suffix, path)
 		}

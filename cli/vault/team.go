@@ -119,6 +119,27 @@ func (t *team) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 	return nil, age.ErrIncorrectIdentity
 }
 
+// usual is where SSH keeps somebody's keys.
+func (t *team) usual() (files []string) {
+	for _, name := range []string{"id_ed25519", "id_rsa"} {
+		files = append(files, filepath.Join(t.env("HOME"), ".ssh", name))
+	}
+	return files
+}
+
+// uses tells whether a file is one with somebody's own keys, which may be what opens the project.
+func (t *team) uses(file fs.FileInfo) bool {
+	if t.env == nil {
+		return false
+	}
+	for _, own := range append(t.usual(), t.env(IdentityVariable)) {
+		if info, err := os.Stat(own); err == nil && os.SameFile(info, file) {
+			return true
+		}
+	}
+	return false
+}
+
 // identities reads somebody's own keys. Those at their usual places need not be there.
 func (t *team) identities() ([]age.Identity, error) {
 	if file := t.env(IdentityVariable); file != "" {
@@ -131,8 +152,8 @@ func (t *team) identities() ([]age.Identity, error) {
 		return keys, nil
 	}
 	var all []age.Identity
-	for _, name := range []string{"id_ed25519", "id_rsa"} {
-		keys, err := t.identity(filepath.Join(t.env("HOME"), ".ssh", name))
+	for _, file := range t.usual() {
+		keys, err := t.identity(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		} else if err != nil {
