@@ -140,7 +140,9 @@ func start(t *testing.T, dir string, change ...func(*agent.Options)) *running {
 		Interval: time.Second, Watchdog: time.Second,
 		Backoff: link.Backoff{Base: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Cap: 40 * time.Millisecond},
 		Notify:  func(s string) { r.mu.Lock(); r.told = append(r.told, s); r.mu.Unlock() },
-		Deploy:  func(o *reconcile.Options) { o.Etc, o.Roots, o.Links = r.etc, filepath.Join(dir, "roots"), filepath.Join(dir, "secrets") }}
+		Deploy: func(o *reconcile.Options) {
+			o.Etc, o.Roots, o.Links = r.etc, filepath.Join(dir, "roots"), filepath.Join(dir, "secrets")
+		}}
 	for _, c := range change {
 		c(&o)
 	}
