@@ -3,6 +3,7 @@ package run
 import (
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -67,6 +68,9 @@ func (h *Systemd) settings(s Spec, p private, stdout, stderr *os.File) []setting
 		set("TasksMax", uint64(s.Tasks)),
 		set("LimitCORE", uint64(0)), // a core has the environment in it
 	}
+	if !limitsMemory() {
+		all = append(all, set("LimitDATA", uint64(s.Memory))) // of each process: better than none
+	}
 	if len(s.Private) > 0 {
 		type file struct {
 			Path     string
@@ -81,7 +85,11 @@ func (h *Systemd) settings(s Spec, p private, stdout, stderr *os.File) []setting
 	case "root":
 		return append(all, set("User", "root")) // so that HOME and the like are set
 	case "":
-		all = append(all, set("DynamicUser", true))
+		if namesDynamicUsers() {
+			all = append(all, set("DynamicUser", true))
+		} else {
+			all = append(all, set("User", "nobody"))
+		}
 	default:
 		all = append(all, set("User", s.User))
 	}
@@ -131,6 +139,24 @@ func (h *Systemd) sandbox() []setting {
 		set("SystemCallFilter", list{true, []string{"@system-service"}}),
 		set("SystemCallErrorNumber", int32(unix.EPERM)),
 	}
+}
+
+// namesDynamicUsers tells whether this machine's programs can look up users that exist for one run alone. The bus turns
+// others away, and nothing could be asked of systemd then.
+func namesDynamicUsers() bool {
+	names, _ := os.ReadFile("/etc/nsswitch.conf")
+	for line := range strings.Lines(string(names)) {
+		if fields := strings.Fields(line); len(fields) > 0 && fields[0] == "passwd:" {
+			return slices.Contains(fields, "systemd")
+		}
+	}
+	return false
+}
+
+// limitsMemory tells whether this machine's cgroups can.
+func limitsMemory() bool {
+	controllers, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	return slices.Contains(strings.Fields(string(controllers)), "memory")
 }
 
 func orRoot(dir string) string {

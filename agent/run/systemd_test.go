@@ -293,6 +293,7 @@ func TestNodeSandbox(t *testing.T) {
 	for _, user := range []string{"", "nobody"} {
 		for _, c := range []struct{ text, want string }{
 			{`test "$(id -u)" != 0 && echo yes`, "yes\n"},
+			{`test "$(id -un)" = nobody && echo nobody || echo other`, map[string]string{"": "other\n", "nobody": "nobody\n"}[user]},
 			{"systemctl show -p Version --value | grep -c .", "1\n"},
 			{"systemctl is-active dbus.service", "active\n"},
 			{"systemctl list-units --type=service --no-legend | grep -c dbus", "1\n"},
