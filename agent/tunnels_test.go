@@ -31,7 +31,7 @@ type tunnelled struct {
 	xkey  string
 }
 
-func withTunnels(t *testing.T) *tunnelled {
+func withTunnels(t *testing.T, change ...func(*agent.Options)) *tunnelled {
 	t.Helper()
 	f := testfleet.New(t)
 	dir := enrolled(t, f)
@@ -43,7 +43,7 @@ func withTunnels(t *testing.T) *tunnelled {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &tunnelled{t: t, fleet: f, side: control(t, f), agent: start(t, dir), xkey: xkey}
+	u := &tunnelled{t: t, fleet: f, side: control(t, f), agent: start(t, dir, change...), xkey: xkey}
 	testfleet.Eventually(t, "beats", func() bool { _, n := u.side.lastBeat(); return n > 0 })
 	return u
 }
@@ -240,7 +240,7 @@ func TestTunnelPolicy(t *testing.T) {
 		"no port":                 {protocol.Deployer, "127.0.0.1", nil, protocol.Malformed, "host:port"},
 		"a small window":          {protocol.Deployer, to, []func(*protocol.TunnelOrder){other}, protocol.Invalid, "window"},
 		"a key that hides naught": {protocol.Deployer, to, []func(*protocol.TunnelOrder){point}, protocol.Invalid, "key"},
-		"upload":                  {protocol.Deployer, protocol.TunnelUpload, nil, protocol.Unknown, "files"},
+		"upload":                  {protocol.Operator, protocol.TunnelUpload, nil, "", ""},
 		"overlay":                 {protocol.Deployer, "overlay:80", nil, protocol.Invalid, "overlay"},
 	} {
 		_, _, err := u.open(u.fleet.User("eve", c.role), "eve", c.to, c.change...)

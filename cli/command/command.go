@@ -172,7 +172,7 @@ offline and follow later, 130 interrupted.`,
 	f.StringVar(&a.colour, "color", "auto", "colours: auto, always or never")
 	root.AddCommand(a.runCommands()...)
 	root.AddCommand(a.secretsCommand(), a.storeSecretCommand(), a.lockCommand(), a.unlockCommand())
-	root.AddCommand(a.sshCommand(), a.portForwardCommand(false), a.tunnelCommand())
+	root.AddCommand(a.sshCommand(), a.portForwardCommand(false), a.tunnelCommand(), a.uploadCommand())
 	root.AddCommand(a.unitsCommand(), a.unitCommand(), a.logsCommand(), a.statsCommand(), a.filesCommand(), a.factsCommand())
 	root.AddCommand(a.diffCommand(), a.generationsCommand(), a.rollbackCommand(), a.gcCommand(), a.upgradeCommand(), a.rebootCommand(), a.driftCommand())
 	root.AddCommand(a.initCommand(), a.enrollCommand(), a.deployCommand(), a.statusCommand(), a.nodesCommand(), a.nodeCommand(),

@@ -32,7 +32,7 @@ the group (nix-infra cmd is nix-infra exec), takes its options, and names its no
 		merge.DefValue = "true"
 		_ = merge.Value.Set(merge.DefValue) // a bool takes it
 	}
-	g.AddCommand(run, action, a.sshCommand(), a.portForwardCommand(cluster), a.gcCommand(), a.rollbackCommand(), a.upgradeCommand())
+	g.AddCommand(run, action, a.sshCommand(), a.portForwardCommand(cluster), a.uploadCommand(), a.gcCommand(), a.rollbackCommand(), a.upgradeCommand())
 	if cluster {
 		g.AddCommand(a.etcdCommand())
 	}
