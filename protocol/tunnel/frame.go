@@ -21,7 +21,7 @@ const (
 
 const (
 	maxData   = 64 << 10 // bytes of the stream in one frame
-	maxReason = 512       // bytes
+	maxReason = 512      // bytes
 
 	headSize = 1 + 8
 	sealSize = 16 // of ChaCha20-Poly1305
