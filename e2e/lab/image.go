@@ -31,7 +31,7 @@ const suite = "trixie"
 // nodePackages is what a node has beyond Debian's minimum. LAB_PACKAGES (comma separated) adds to it.
 var nodePackages = []string{
 	"systemd", "systemd-sysv", "dbus", "openssh-server", "openssh-client", "iproute2", "iputils-ping", "nftables",
-	"procps", "ca-certificates", "kmod", "nix-bin", "nix-setup-systemd", "git", "curl", "jq", "netcat-openbsd",
+	"procps", "ca-certificates", "kmod", "libnss-systemd", "nix-bin", "nix-setup-systemd", "git", "curl", "jq", "netcat-openbsd",
 }
 
 // unusedFor is how long a layer is kept that no lab has asked for.
