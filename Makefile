@@ -49,9 +49,9 @@ lint: ## gofmt, vet (for macOS too) and staticcheck
 	GOOS=darwin go vet ./protocol/... ./cli/... ./e2e/...
 	go tool staticcheck ./...
 
-bench: ## benchmarks, and deploys to a swarm of 1000 agents (N=10000 for more); they measure and never fail on a time
+bench: ## benchmarks; SSH, questions to 100, 1,000 and 10,000 agents, deploys to 1,000 (SWARM="-deploys 0" for its flags); never fails on a time
 	go test -run '^$$' -bench . -benchtime 3x $(UNIT)
-	go run ./e2e/swarm -n $${N:-1000}
+	go run ./e2e/swarm $(SWARM)
 
 clean: ## remove what was built, and labs that were left behind
 	rm -rf bin

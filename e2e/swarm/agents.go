@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -142,22 +143,36 @@ func runAgents(args []string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	all, ctx := errgroup.WithContext(ctx)
-	for i := first; i < first+count; i++ {
-		all.Go(func() error { return newNode(filepath.Join(args[0], nameOf(i)), nameOf(i)).run(ctx) })
-	}
+	started := make(chan struct{})
+	all.Go(func() error {
+		defer close(started)
+		for i := first; i < first+count; i++ {
+			all.Go(func() error { return newNode(filepath.Join(args[0], nameOf(i)), nameOf(i)).run(ctx) })
+			if sleep(ctx, startEvery) != nil {
+				return nil // it is over
+			}
+		}
+		return nil
+	})
 	all.Go(func() error {
 		defer cancel()
-		return obey(os.Stdin, os.Stdout)
+		return obey(os.Stdin, os.Stdout, started)
 	})
 	return all.Wait()
 }
 
+// startEvery is the time between the starts of two agents: each costs some milliseconds of CPU on both sides for TLS and
+// login, and those who wait for too long come back as one more.
+const startEvery = 5 * time.Millisecond
+
 // obey carries out orders until there are no more.
-func obey(orders io.Reader, answers io.Writer) error {
+func obey(orders io.Reader, answers io.Writer, started <-chan struct{}) error {
 	lines := bufio.NewScanner(orders)
 	for lines.Scan() {
 		answer := "ok"
 		switch words := strings.Fields(lines.Text()); {
+		case len(words) == 1 && words[0] == "started":
+			<-started
 		case len(words) == 1 && words[0] == "memory":
 			runtime.GC()
 			var m runtime.MemStats

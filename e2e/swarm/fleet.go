@@ -238,6 +238,9 @@ func (f *fleet) grow(ctx context.Context, n int) (enrolled, online time.Duration
 			return 0, 0, fmt.Errorf("can't run agents: %w", err)
 		}
 		f.agents = append(f.agents, a)
+		if _, err := a.order("started"); err != nil {
+			return 0, 0, err
+		}
 	}
 	err = f.awaitAll(ctx)
 	return enrolled, time.Since(began), err
