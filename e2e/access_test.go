@@ -53,8 +53,12 @@ func (f *fleet) comesIn(s *protocol.Signer) bool {
 // carried has somebody bring to a target what another one signed, and gives the answer's refusal code, "" for none.
 func (f *fleet) carried(by *raw, name string, signed *protocol.Signed, target, subject string) protocol.Code {
 	f.t.Helper()
-	reply := protocol.ReplySubject(name, protocol.NewID(), target)
-	answers, err := by.SubscribeSync("ni.v1.reply." + name + ".>")
+	h, err := protocol.Decode[protocol.Header](signed.Header)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	reply := protocol.ReplySubject(name, h.ID, target)
+	answers, err := by.SubscribeSync(reply)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -166,6 +170,8 @@ func TestRoles(t *testing.T) {
 		protocol.ListUnits: {"n1", protocol.Viewer}, protocol.ShowUnit: {"n1", protocol.Viewer}, protocol.ReadJournal: {"n1", protocol.Viewer},
 		protocol.FollowJournal: {"n1", protocol.Viewer}, protocol.ReadStats: {"n1", protocol.Viewer}, protocol.ReadFiles: {"n1", protocol.Viewer},
 		protocol.Stream: {"n1", protocol.Viewer}, "format-disk": {"n1", protocol.Admin},
+		protocol.RunCommand: {"n1", protocol.Viewer}, protocol.RunShell: {"n1", protocol.Admin}, protocol.RunScript: {"n1", protocol.Operator},
+		protocol.OpenTunnel: {"n1", protocol.Operator}, protocol.ListSecrets: {"n1", protocol.Viewer}, protocol.RotateSecret: {"n1", protocol.Deployer},
 
 		protocol.ListNodes: {protocol.ControllerName, protocol.Viewer}, protocol.ListDeployments: {protocol.ControllerName, protocol.Viewer},
 		protocol.ShowDeployment: {protocol.ControllerName, protocol.Viewer}, protocol.ShowManifest: {protocol.ControllerName, protocol.Viewer},
