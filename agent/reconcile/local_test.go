@@ -65,8 +65,10 @@ func TestApply(t *testing.T) {
 			t.Fatal(deployment, err)
 		}
 		phases, lines := follow(t, l, deployment)
-		want := []protocol.Phase{protocol.Fetching, protocol.Building, protocol.Activating, protocol.Checking, protocol.Confirming, protocol.Confirmed}
-		if i := slices.Index(phases, protocol.Fetching); i < 0 || !slices.Equal(phases[i:], want) || lines == 0 {
+		want := []protocol.Phase{protocol.Accepted, protocol.Fetching, protocol.Building, protocol.Activating, protocol.Checking, protocol.Confirming, protocol.Confirmed}
+		// Who follows may come after the first ones, and is told of the one that it finds twice then.
+		phases = slices.Compact(slices.DeleteFunc(phases, func(p protocol.Phase) bool { return p == "" }))
+		if n := len(want) - len(phases); n < 0 || n > 2 || !slices.Equal(phases, want[n:]) || lines == 0 {
 			t.Errorf("phases %q, %d lines", phases, lines)
 		}
 		r.runs(good, good)

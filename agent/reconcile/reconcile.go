@@ -5,7 +5,7 @@
 // (from a manifest to a closure), source.go (where that comes from), activate.go (from a closure to a
 // proof), revert.go (back), resume.go (after a restart), boot.go and reboot.go (the modes that need a boot) and
 // local.go (orders given on the node itself). dryrun.go only says what would change, garbage.go deletes what was.
-// secrets.go puts the system's secrets in place, rotate.go changes one of them without a deployment.
+// secrets.go puts the system's secrets in place, rotate.go changes one of them without a deployment, rekey.go is for another key of the node's.
 // host.go is what the engine asks of the machine, host_systemd.go, host_system.go and host_secrets.go do it.
 //
 // # Switch and test
@@ -125,6 +125,7 @@ type Options struct {
 	Audit  func(protocol.AuditRecord)
 	Settle func()        // a job is over, what it left behind may go, such as memory; may be nil
 	Key    nkeys.KeyPair // the node's curve key, to which secrets are sealed; nil: none can be opened
+	Next   nkeys.KeyPair // the one that is to replace Key, to which some may be sealed already; nil: none
 	Links  string        // where units load secrets from; "": credential.DefaultLinks
 	Keys   string        // where builds find theirs; "": credential.DefaultKeys
 	Etc    string        // the node's source tree; "": DefaultEtc
@@ -195,7 +196,7 @@ func New(o Options) (*Engine, error) {
 	if e.cache, err = openCache(filepath.Join(o.Dir, blobsDir), o.Cache); err != nil {
 		return nil, err
 	}
-	if e.secrets, err = credential.Open(credential.Options{Dir: filepath.Join(o.Dir, secretsDir), Links: o.Links, Keys: o.Keys, Key: o.Key, System: o.Host, Log: o.Log,
+	if e.secrets, err = credential.Open(credential.Options{Dir: filepath.Join(o.Dir, secretsDir), Links: o.Links, Keys: o.Keys, Key: o.Key, Next: o.Next, System: o.Host, Log: o.Log,
 		Write: func(path string, data []byte, mode os.FileMode) error { return e.write(path, data, mode) }}); err != nil {
 		return nil, err
 	}
@@ -263,14 +264,22 @@ func (e *Engine) await(ctx context.Context) *order {
 // Idle runs what must not meet an attempt, such as collecting garbage: none begins until it has returned.
 // Where one is under way, that is a Conflict.
 func (e *Engine) Idle(ctx context.Context, run func(context.Context) error) error {
+	if err := e.claim(); err != nil {
+		return err
+	}
+	defer func() { <-e.busy }()
+	return run(ctx)
+}
+
+// claim keeps attempts from beginning, until something is taken out of busy.
+func (e *Engine) claim() error {
 	select {
 	case e.busy <- struct{}{}:
+		return nil
 	default:
 		s := e.State()
 		return protocol.Refuse(protocol.Conflict, "%s is busy with deployment %s (%s), with a secret or with garbage; try again later", e.o.Node, s.Deployment, s.Phase)
 	}
-	defer func() { <-e.busy }()
-	return run(ctx)
 }
 
 // Look tells of another desired state. It never blocks; of two that wait, the newest wins.

@@ -94,15 +94,8 @@ func (e *Engine) rotate(ctx context.Context, o protocol.RotateOrder) (protocol.R
 
 // rotated is the set in place, and the one that it is to become, not staged yet.
 func (e *Engine) rotated(s protocol.SealedSecret) (live, set credential.Set, err error) {
-	e.mu.Lock()
-	staged := e.j.Attempt
-	e.mu.Unlock()
-	if staged != nil {
-		return live, set, protocol.Refuse(protocol.Conflict, "deployment %s waits on %s for a reboot, with secrets of its own; reboot it, or deploy again", staged.Deployment, e.o.Node)
-	}
-	live, boots := e.secrets.Standing()
-	if live.Number != boots {
-		return live, set, protocol.Refuse(protocol.Conflict, "what %s runs was deployed to be tested, and its secrets go with the next boot; deploy it to stay, or roll back", e.o.Node)
+	if live, err = e.steadySecrets(); err != nil {
+		return live, set, err
 	}
 	held, ok := live.Get(s.Name)
 	if !ok || held.Found {
@@ -115,6 +108,21 @@ func (e *Engine) rotated(s protocol.SealedSecret) (live, set credential.Set, err
 		return live, set, protocol.Refuse(protocol.Invalid, "%v", err)
 	}
 	return live, set, nil
+}
+
+// steadySecrets is the set in place, where that is the one that a boot finds, too.
+func (e *Engine) steadySecrets() (credential.Set, error) {
+	e.mu.Lock()
+	staged := e.j.Attempt
+	e.mu.Unlock()
+	if staged != nil {
+		return credential.Set{}, protocol.Refuse(protocol.Conflict, "deployment %s waits on %s for a reboot, with secrets of its own; reboot it, or deploy again", staged.Deployment, e.o.Node)
+	}
+	live, boots := e.secrets.Standing()
+	if live.Number != boots {
+		return live, protocol.Refuse(protocol.Conflict, "what %s runs was deployed to be tested, and its secrets go with the next boot; deploy it to stay, or roll back", e.o.Node)
+	}
+	return live, nil
 }
 
 // tryRotation puts the new value in place, restarts what loads it, and proves it. ctx ends with the time for that.

@@ -147,7 +147,12 @@ func TestRotationKilledAtEveryStep(t *testing.T) {
 					r.steps = nil
 					l = r.start(n + 1)
 					time.Sleep(time.Second)
-					go l.Rotate(t.Context(), r.rotate("a", "two"))
+					ended := make(chan struct{})
+					go func() {
+						defer close(ended)
+						_, _ = l.Rotate(t.Context(), r.rotate("a", "two"))
+					}()
+					<-ended
 					time.Sleep(20 * time.Second)
 					if then == "power cut" {
 						r.m.powerCut()
