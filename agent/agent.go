@@ -4,7 +4,7 @@
 // Start with Run, which puts the parts together: link (the connection), reconcile (deploying),
 // heartbeat (telling), query (answering), run (running what somebody asked for), audit (the record), local (root on the
 // machine itself). requests.go is the table of what a node can be asked, questions.go has what viewers ask, commands.go
-// what can be run, secrets.go gives a secret another value, generations.go answers what is about the systems that it had, enrol.go is how a machine becomes a node.
+// what can be run, secrets.go gives a secret another value, generations.go answers what is about the systems that it had, rekey.go gives the node other keys, enrol.go is how a machine becomes a node.
 //
 // # The service
 //
@@ -109,6 +109,8 @@ type agent struct {
 	tunnels   *tunnel.Server
 	questions chan *nats.Msg
 	units     *heartbeat.Units // nil where Facts are given
+	leave     func()           // ends the agent
+	rekeying  sync.Mutex
 
 	worked atomic.Bool // a deploy ended
 
@@ -117,15 +119,14 @@ type agent struct {
 	status string // last told to the service manager
 }
 
-// Run is an agent until ctx ends. A machine that is not enrolled is machine.ErrNotEnrolled.
+// Run is an agent until ctx ends, or the node's keys were replaced: the next one has those. A machine that is not enrolled is machine.ErrNotEnrolled.
 func Run(ctx context.Context, o Options) error {
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return err
 	}
 	o.Dir = dir
-	m, err := Home(o.Dir).Open()
-	if err != nil {
+	if _, err := Home(o.Dir).Open(); err != nil {
 		return explain(err, o.Dir)
 	}
 	release, err := lock(filepath.Join(o.Dir, lockFile))
@@ -133,6 +134,10 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer release()
+	m, err := Home(o.Dir).Resume() // who had the folder until now may have given it other keys
+	if err != nil {
+		return err
+	}
 	a := &agent{o: o, machine: m}
 	if err := a.open(); err != nil {
 		return err
@@ -187,7 +192,7 @@ func (a *agent) openEngine() error {
 			return err
 		}
 	}
-	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier, Key: a.machine.XKey, Etc: reconcile.DefaultEtc,
+	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier, Key: a.machine.XKey, Next: a.machine.NextXKey, Etc: reconcile.DefaultEtc,
 		Upstream: a.link, Host: a.host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
 	if a.o.Deploy != nil {
 		a.o.Deploy(&o)
@@ -200,12 +205,18 @@ func (a *agent) openEngine() error {
 
 // run is the parts at work, until ctx ends or one of them does.
 func (a *agent) run(ctx context.Context) error {
+	ctx, a.leave = context.WithCancel(ctx)
+	defer a.leave()
 	all, ctx := errgroup.WithContext(ctx)
 	here := &local.Server{Path: Socket(a.o.Dir), Engine: a.engine, Log: a.o.Log.With("part", "local")}
-	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // until the other ends of tunnels were told
+	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // until the other ends of tunnels were told, and who asked was answered
 	defer unlink()
+	var speaking sync.WaitGroup
+	speaking.Add(2)
+	go func() { speaking.Wait(); unlink() }()
 	parts := []func(context.Context) error{a.engine.Run, func(context.Context) error { return a.link.Run(linked) }, a.heart.Run, a.audit.Run, here.Run,
-		a.serve, func(ctx context.Context) error { defer unlink(); return a.tunnels.Run(ctx) }}
+		func(ctx context.Context) error { defer speaking.Done(); return a.serve(ctx) },
+		func(ctx context.Context) error { defer speaking.Done(); return a.tunnels.Run(ctx) }}
 	if a.units != nil {
 		parts = append(parts, a.units.Run)
 	}

@@ -32,6 +32,7 @@ func (a *agent) answers() *query.Server {
 			protocol.OpenTunnel:      a.tunnels.Open,
 			protocol.RotateSecret:    answered(a.engine.Rotate),
 			protocol.ListSecrets:     a.listSecrets,
+			protocol.Rekey:           a.rekey,
 			protocol.ListUnits:       answered(a.listUnits),
 			protocol.ShowUnit:        answered(a.showUnit),
 			protocol.ReadJournal:     answered(journal.Reader{}.Read),

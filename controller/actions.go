@@ -196,7 +196,7 @@ func (t *term) putNode(ctx context.Context, order *protocol.Verified) (any, erro
 	defer t.changing.Unlock()
 	before, known := t.fleet.node(r.Name)
 	if known {
-		if before.Key != r.Key {
+		if before.Key != r.Key && before.Key != r.Replaces {
 			return nil, protocol.Refuse(protocol.Conflict, "node %s is enrolled with another key (%s); if it was set up anew, remove it first", r.Name, before.Key)
 		}
 		if r.Enrolled.IsZero() {
@@ -208,6 +208,7 @@ func (t *term) putNode(ctx context.Context, order *protocol.Verified) (any, erro
 	}
 	r.By = order.Sender.Name
 	r.Lock = before.Lock
+	r.Replaces = ""
 	if err := t.lead.PutNode(ctx, r); err != nil {
 		return nil, err
 	}

@@ -260,6 +260,8 @@ type NodeRecord struct {
 	Enrolled time.Time `json:"enrolled"`
 	By       string    `json:"by,omitempty"`
 	Lock     *Lock     `json:"lock,omitempty"` // nil: it may be deployed to
+
+	Replaces string `json:"replaces,omitempty"` // in PutNode only: the node's public nkey until now, where Key is another one
 }
 
 // Lock keeps deployments from a node: new ones that name it are refused, and those under way leave it out.

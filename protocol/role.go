@@ -58,6 +58,8 @@ const (
 	RotateSecret Action = "secret-rotate" // RotateOrder; answered with a Rotated
 	ListSecrets  Action = "secrets"       // that the node holds, without values; answered with a SecretList
 
+	Rekey Action = "rekey" // RekeyOrder: the node gets other keys; answered with a RekeyReply
+
 	RunCommand Action = "exec"   // CommandOrder; answered with Outputs. The node's policy may want more than a viewer
 	RunShell   Action = "shell"  // ShellOrder; answered with Outputs, where the node's policy allows shells
 	RunScript  Action = "action" // ScriptOrder: an app module's action; answered with Outputs
@@ -110,6 +112,7 @@ var leastRole = map[Action]Role{
 	OpenTunnel:      Operator,
 	RotateSecret:    Deployer,
 	ListSecrets:     Viewer,
+	Rekey:           Admin,
 	LockNode:        Deployer,
 	SteerRollout:    Deployer,
 	ShowManifest:    Viewer,

@@ -2,7 +2,7 @@
 // units that load them. Nothing is in clear on a disk; what builds need in clear is on a file system in memory.
 //
 // Start with Store. set.go is what a set is and how one is made, show.go puts one in place, keys.go brings what builds
-// need, encrypt.go runs systemd-creds.
+// need, encrypt.go runs systemd-creds, reseal.go is for another key of the node's.
 //
 // # Sets
 //
@@ -29,6 +29,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/nats-io/nkeys"
 
@@ -62,6 +63,7 @@ type Options struct {
 	Links  string        // "": DefaultLinks
 	Keys   string        // "": DefaultKeys
 	Key    nkeys.KeyPair // the node's curve key, to which secrets are sealed; nil: none can be opened
+	Next   nkeys.KeyPair // the one that is to replace it, to which some may be sealed already; nil: none
 	System System
 	Log    *slog.Logger
 	Write  func(path string, data []byte, mode os.FileMode) error // nil: atomicfile.Write
@@ -69,7 +71,10 @@ type Options struct {
 
 // Store has the sets of a node. Reading is safe for concurrent use, all else is one caller's at a time. Each change may
 // be broken off anywhere, and repeated.
-type Store struct{ o Options }
+type Store struct {
+	o    Options
+	next atomic.Pointer[nkeys.KeyPair] // opens what Key doesn't; nil: nothing does
+}
 
 // Open opens the store, making what is missing of it.
 func Open(o Options) (*Store, error) {
@@ -83,6 +88,9 @@ func Open(o Options) (*Store, error) {
 		o.Write = atomicfile.Write
 	}
 	s := &Store{o: o}
+	if o.Next != nil {
+		s.next.Store(&o.Next)
+	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("can't make the folder of the secrets: %w", err)
 	}

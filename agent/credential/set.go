@@ -76,6 +76,9 @@ func (s *Store) Open(c Secret) ([]byte, error) {
 		return nil, fmt.Errorf("secret %q: the node has no key that opens it", c.Name)
 	}
 	value, err := protocol.Unseal(c.Sealed, s.o.Key)
+	if next := s.next.Load(); err != nil && next != nil {
+		value, err = protocol.Unseal(c.Sealed, *next)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("secret %q can't be opened: %w; deploy again, and enroll the node again if that doesn't help", c.Name, err)
 	}

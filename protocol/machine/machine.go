@@ -36,6 +36,8 @@ const (
 	tlsFile     = "tls.key"        // PEM, controllers only
 	answerFile  = "enrolment.json" // protocol.EnrolAnswer
 	accountFile = "account.jwt"    // a newer account JWT than the answer's
+
+	nextSuffix = ".new" // of keyFile and xkeyFile: keys that are to replace them; see replace.go
 )
 
 // Home is where an identity is kept.
@@ -51,6 +53,7 @@ type Machine struct {
 	Answer      protocol.EnrolAnswer
 	Key         nkeys.KeyPair
 	XKey        nkeys.KeyPair    // nodes
+	NextXKey    nkeys.KeyPair    // nodes: the one that is to replace XKey; nil: none was made
 	Certificate *tls.Certificate // controllers
 }
 
@@ -62,29 +65,36 @@ func (h Home) Request(name string) (*protocol.EnrolRequest, error) {
 	if err := os.MkdirAll(h.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	key, err := h.seed(keyFile, nkeys.CreateUser)
-	if err != nil {
+	if err := h.settle(); err != nil {
 		return nil, err
 	}
-	r := &protocol.EnrolRequest{Version: protocol.Version, Role: h.Role, Name: name, System: system(), IPv4: address(), Created: time.Now().UTC()}
+	r, _, _, err := h.request(name, "")
+	return r, err
+}
+
+// request makes the keys in the files of a suffix, where there are none yet.
+func (h Home) request(name, suffix string) (r *protocol.EnrolRequest, key, xkey nkeys.KeyPair, err error) {
+	if key, err = h.seed(keyFile+suffix, nkeys.CreateUser); err != nil {
+		return nil, nil, nil, err
+	}
+	r = &protocol.EnrolRequest{Version: protocol.Version, Role: h.Role, Name: name, System: system(), IPv4: address(), Created: time.Now().UTC()}
 	if r.Hostname, err = os.Hostname(); err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	if r.Key, err = key.PublicKey(); err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	if h.Role == protocol.Node {
-		xkey, err := h.seed(xkeyFile, nkeys.CreateCurveKeys)
-		if err != nil {
-			return nil, err
+		if xkey, err = h.seed(xkeyFile+suffix, nkeys.CreateCurveKeys); err == nil {
+			r.XKey, err = xkey.PublicKey()
 		}
-		if r.XKey, err = xkey.PublicKey(); err != nil {
-			return nil, err
-		}
-	} else if r.CSR, err = h.csr(name); err != nil {
-		return nil, err
+	} else {
+		r.CSR, err = h.csr(name)
 	}
-	return r, r.Prove(key)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return r, key, xkey, r.Prove(key)
 }
 
 // Load takes over the operator's answer. A machine that has an operator takes no other one's.
@@ -95,6 +105,9 @@ func (h Home) Load(answer []byte) (*protocol.EnrolAnswer, error) {
 	}
 	if a.Role != h.Role {
 		return nil, fmt.Errorf("the answer enrols a %s, this program is a %s", a.Role, h.Role)
+	}
+	if err := h.settle(); err != nil {
+		return nil, err
 	}
 	key, err := readSeed(filepath.Join(h.Dir, keyFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -129,14 +142,12 @@ func (h Home) Open() (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{Name: a.Name, Dir: h.Dir, Answer: *a}
-	if m.Key, err = readSeed(filepath.Join(h.Dir, keyFile)); err != nil {
+	replaced := false
+	if m.Key, replaced, err = h.key(a); err != nil {
 		return nil, err
 	}
-	if err := a.For(m.Key); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(h.Dir, answerFile), err)
-	}
 	if h.Role == protocol.Node {
-		m.XKey, err = readSeed(filepath.Join(h.Dir, xkeyFile))
+		err = h.xkeys(m, replaced)
 	} else {
 		m.Certificate, err = h.certificate(a)
 	}
