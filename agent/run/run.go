@@ -26,7 +26,7 @@ type Spec struct {
 	Env     []string          // NAME=value, which anybody on the node may see
 	Private map[string]string // environment that nobody else gets to see; see CheckPrivate
 
-	User   string   // "": one that exists for this run alone, where the machine can have that, or nobody. All but root are in a sandbox
+	User   string   // "": nobody. All but root are in a sandbox
 	Groups []string // more groups of the user
 
 	Timeout time.Duration

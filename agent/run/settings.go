@@ -85,11 +85,7 @@ func (h *Systemd) settings(s Spec, p private, stdout, stderr *os.File) []setting
 	case "root":
 		return append(all, set("User", "root")) // so that HOME and the like are set
 	case "":
-		if namesDynamicUsers() {
-			all = append(all, set("DynamicUser", true))
-		} else {
-			all = append(all, set("User", "nobody"))
-		}
+		all = append(all, set("User", "nobody")) // the bus turns users of one run away that it can't look up, and systemctl needs it
 	default:
 		all = append(all, set("User", s.User))
 	}
@@ -139,18 +135,6 @@ func (h *Systemd) sandbox() []setting {
 		set("SystemCallFilter", list{true, []string{"@system-service"}}),
 		set("SystemCallErrorNumber", int32(unix.EPERM)),
 	}
-}
-
-// namesDynamicUsers tells whether this machine's programs can look up users that exist for one run alone. The bus turns
-// others away, and nothing could be asked of systemd then.
-func namesDynamicUsers() bool {
-	names, _ := os.ReadFile("/etc/nsswitch.conf")
-	for line := range strings.Lines(string(names)) {
-		if fields := strings.Fields(line); len(fields) > 0 && fields[0] == "passwd:" {
-			return slices.Contains(fields, "systemd")
-		}
-	}
-	return false
 }
 
 // limitsMemory tells whether this machine's cgroups can.
