@@ -30,7 +30,7 @@ type Rule struct {
 	Defaults []string `json:"defaults,omitempty"`
 
 	Env     []Variable `json:"env,omitempty"`     // beyond the few that every command has
-	User    string     `json:"user,omitempty"`    // "": one that exists for this run alone and may nothing; or root, or a user's name
+	User    string     `json:"user,omitempty"`    // "": nobody, who may nothing; or root, or a user's name
 	Groups  []string   `json:"groups,omitempty"`  // more groups of that user
 	Timeout int        `json:"timeout,omitempty"` // seconds; 0: DefaultTimeout
 	Output  int64      `json:"output,omitempty"`  // bytes of stdout and stderr together; 0: DefaultOutput
