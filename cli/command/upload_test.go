@@ -25,14 +25,14 @@ type taker struct {
 	mu    sync.Mutex
 	files map[string]string // by path on the node
 	modes map[string]uint32
-	begun map[string]string // by digest: the beginning of a file
+	begun map[string][]byte // by digest: the beginning of a file
 	cut   int64             // bytes of files after which the way breaks; 0: it does not
 	at    func()            // called when cut bytes are there, in place of breaking
 	taken int64             // bytes
 }
 
 func takes(n *fleettest.Node) *taker {
-	k := &taker{files: map[string]string{}, modes: map[string]uint32{}, begun: map[string]string{}}
+	k := &taker{files: map[string]string{}, modes: map[string]uint32{}, begun: map[string][]byte{}}
 	n.Script(fleettest.Script{Tunnels: func(to string) (func(*tunnel.Conn), error) {
 		if to != protocol.TunnelUpload {
 			return nil, protocol.Refuse(protocol.Denied, "no tunnel to %s", to)
@@ -95,18 +95,20 @@ func (k *taker) take(c *tunnel.Conn, to string, f transfer.File) (transfer.Resul
 	begun := k.begun[f.SHA256]
 	k.mu.Unlock()
 	var data bytes.Buffer
-	data.WriteString(begun)
+	data.Write(begun)
 	for left := f.Size - int64(len(begun)); left > 0; {
 		n, err := io.CopyN(&data, c, min(left, 10_000))
 		left -= n
 		k.mu.Lock()
 		k.taken += n
-		cut := k.cut > 0 && k.taken >= k.cut
-		k.begun[f.SHA256] = data.String()
-		k.mu.Unlock()
-		if cut && k.at != nil {
-			k.at()
+		cut, at := k.cut > 0 && k.taken >= k.cut, k.at
+		if cut {
 			k.cut = 0
+		}
+		k.begun[f.SHA256] = data.Bytes() // what is there of it does not change any more
+		k.mu.Unlock()
+		if cut && at != nil {
+			at()
 		} else if cut {
 			c.Reset("the power went")
 			return transfer.Result{}, false
@@ -123,6 +125,13 @@ func (k *taker) take(c *tunnel.Conn, to string, f transfer.File) (transfer.Resul
 	}
 	k.files[to+"/"+f.Path], k.modes[to+"/"+f.Path] = data.String(), f.Mode
 	return transfer.Result{}, true
+}
+
+// breaks has the way break, or at called, when so many bytes of files have come.
+func (k *taker) breaks(cut int64, at func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.cut, k.at = cut, at
 }
 
 func (k *taker) paths() []string {
@@ -164,7 +173,7 @@ func TestUpload(t *testing.T) {
 	if r.status != OK || strings.Count(r.out, "3 files written, 0 unchanged") != 2 || !strings.Contains(r.stderr, "link is skipped: it is a link") || !strings.Contains(r.stderr, "pipe is skipped: it is no regular file") {
 		t.Errorf("%+v", r)
 	}
-	for _, k := range []*taker{web1, web2} {
+	for _, k := range []*taker{web1, web2} { // nobody uploads at the moment
 		if got := k.paths(); !slices.Equal(got, []string{"/root/uploads/run.sh", "/root/uploads/site/a/b.css", "/root/uploads/site/index.html"}) {
 			t.Errorf("on the node: %v", got)
 		}
@@ -188,8 +197,8 @@ func TestUpload(t *testing.T) {
 func TestUploadGoesOn(t *testing.T) {
 	s, f := newFleet(t)
 	web1 := takes(f.Add("web1"))
-	file := filepath.Join(tree(t, map[string]string{"big": strings.Repeat("0123456789", 1_200_000)}), "big")
-	web1.cut = 1_500_000
+	file := filepath.Join(tree(t, map[string]string{"big": strings.Repeat("0123456789", 500_000)}), "big")
+	web1.breaks(1_000_000, nil)
 	r := s.run("upload", file, "--target=web1", "--json")
 	docs := documents(t, r.out)
 	if r.status != SomeFailed || !strings.Contains(r.stderr, "the power went") || len(docs) != 1 || docs[0]["result"] != "failed" || len(web1.paths()) != 0 {
@@ -197,16 +206,17 @@ func TestUploadGoesOn(t *testing.T) {
 	}
 	// Ctrl-C in the middle.
 	ctx, interrupt := context.WithCancel(t.Context())
-	web1.cut, web1.at = 4_000_000, interrupt
+	web1.breaks(2_000_000, interrupt)
 	if r := s.runContext(ctx, &bytes.Buffer{}, "upload", file, "--target=web1"); r.status != Interrupted || !strings.Contains(r.stderr, "goes on from here") || len(web1.paths()) != 0 {
 		t.Errorf("interrupted: %+v", r)
 	}
-	web1.cut = 0
 	docs = documents(t, s.must("upload", file, "--target=web1", "--json"))
-	if len(docs) != 2 || docs[0]["event"] != "file" || docs[0]["state"] != "written" || docs[1]["event"] != "end" || docs[1]["result"] != "success" || docs[1]["written"] != 1.0 || docs[1]["bytes"] != 12e6 {
+	if len(docs) != 2 || docs[0]["event"] != "file" || docs[0]["state"] != "written" || docs[1]["event"] != "end" || docs[1]["result"] != "success" || docs[1]["written"] != 1.0 || docs[1]["bytes"] != 5e6 {
 		t.Errorf("%v", docs)
 	}
-	if len(web1.files["/root/uploads/big"]) != 12_000_000 || web1.taken != 12_000_000 {
+	web1.mu.Lock()
+	defer web1.mu.Unlock()
+	if len(web1.files["/root/uploads/big"]) != 5_000_000 || web1.taken != 5_000_000 {
 		t.Errorf("%d bytes are there, %d went out", len(web1.files["/root/uploads/big"]), web1.taken)
 	}
 }
