@@ -99,22 +99,27 @@ func (r *accessRecord) revocations() map[string]time.Time {
 	return void
 }
 
-// revoke takes back what a key may do: in the project first, whose next account JWT would otherwise know nothing of it,
-// then in the fleet. Where it was revoked before, the fleet is told again.
-func (a *app) revoke(ctx context.Context, e *enrolment, key string, named grant) error {
+// note puts a grant on the record, unless its key is there and was not revoked.
+func (r *accessRecord) note(named grant) *grant {
+	i := slices.IndexFunc(r.Grants, func(g grant) bool { return g.Key == named.Key && g.Revoked == nil })
+	if i < 0 {
+		i, r.Grants = len(r.Grants), append(r.Grants, named)
+	}
+	return &r.Grants[i]
+}
+
+// revoke takes back what the keys of grants may do: in the project first, whose next account JWT would otherwise know
+// nothing of it, then in the fleet. Where one was revoked before, the fleet is told again.
+func (a *app) revoke(ctx context.Context, e *enrolment, grants ...grant) error {
 	r, err := a.readAccess()
 	if err != nil {
 		return err
 	}
-	g := &named
-	if i := slices.IndexFunc(r.Grants, func(g grant) bool { return g.Key == key && g.Revoked == nil }); i >= 0 {
-		g = &r.Grants[i]
-	} else {
-		r.Grants = append(r.Grants, named)
-		g = &r.Grants[len(r.Grants)-1]
-	}
 	now := time.Now().UTC().Truncate(time.Second)
-	g.Key, g.Revoked, g.RevokedBy = key, &now, e.me.Name
+	for _, named := range grants {
+		g := r.note(named)
+		g.Revoked, g.RevokedBy = &now, e.me.Name
+	}
 	if err := a.writeAccess(r); err != nil {
 		return err
 	}

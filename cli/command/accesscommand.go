@@ -275,7 +275,7 @@ func (a *app) accessRevoke(ctx context.Context, name string) error {
 	if err := a.confirm(fmt.Sprintf("revoke %s, %s, given by %s?", name, g.Role, first(g.By, "somebody"))); err != nil {
 		return err
 	}
-	if err := a.revoke(ctx, e, g.Key, *g); err != nil {
+	if err := a.revoke(ctx, e, *g); err != nil {
 		return err
 	}
 	a.say("%s is revoked\n", name)

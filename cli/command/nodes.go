@@ -68,7 +68,7 @@ func (a *app) nodeCommand() *cobra.Command {
 		Args: unknownSubcommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.nodeShowCommand(), a.nodeTagCommand(), a.nodeRemoveCommand(), a.nodeReleaseCommand(), a.nodeLockCommand(), a.nodeUnlockCommand())
+	c.AddCommand(a.nodeShowCommand(), a.nodeTagCommand(), a.nodeRemoveCommand(), a.nodeReleaseCommand(), a.nodeRekeyCommand(), a.nodeLockCommand(), a.nodeUnlockCommand())
 	return c
 }
 
@@ -216,7 +216,7 @@ func (a *app) removeNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := a.revoke(ctx, e, n.Key, grant{Name: name, Role: protocol.Node}); err != nil {
+	if err := a.revoke(ctx, e, grant{Name: name, Role: protocol.Node, Key: n.Key}); err != nil {
 		return err
 	}
 	if err := s.Controller(ctx, protocol.RemoveNode, protocol.NameRequest{Name: name}, nil); err != nil {

@@ -58,6 +58,10 @@ func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 			state = &protocol.NodeState{}
 			f.records[r.Name] = state
 		}
+		if state.Key != "" && state.Key != r.Key && state.Key != r.Replaces {
+			return nil, protocol.Refuse(protocol.Conflict, "%s is enrolled with another key", r.Name)
+		}
+		r.Replaces = ""
 		state.NodeRecord = r
 		return nil, nil
 	case protocol.TagNode:
