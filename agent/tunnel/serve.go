@@ -84,9 +84,12 @@ func (s *Server) record(t *open, err error) {
 	r := protocol.AuditRecord{User: who.Name, Role: who.Role, Request: t.order.ID, Action: protocol.OpenTunnel, Target: t.order.Target,
 		Payload: t.order.Header.Payload, Detail: t.to, Outcome: "ok",
 		Reason: fmt.Sprintf("ended after %s: %d bytes to it, %d from it", time.Since(t.began).Round(time.Millisecond), received, sent)}
+	var user *tunnel.ResetError
 	if err != nil {
-		r.Outcome = string(protocol.Failed)
 		r.Reason += ": " + err.Error()
+	}
+	if err != nil && !errors.As(err, &user) { // what the user breaks off has not failed
+		r.Outcome = string(protocol.Failed)
 	}
 	if err := s.o.Audit(r); err != nil {
 		s.o.Log.Warn("the end of a tunnel is not on record", "request", t.order.ID, "error", err)

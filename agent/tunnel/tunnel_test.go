@@ -200,6 +200,21 @@ func TestUploadIsInterrupted(t *testing.T) {
 	})
 }
 
+// What its user breaks off has not failed.
+func TestUserEndsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(_ context.Context, c net.Conn, _ protocol.Identity) error {
+			_, err := io.ReadAll(c)
+			return err
+		})
+		w.open("one", false).Reset("enough")
+		time.Sleep(time.Second)
+		if r := w.ended("one"); r == nil || r.Outcome != "ok" || !strings.HasSuffix(r.Reason, "enough") {
+			t.Errorf("on record is %+v", r)
+		}
+	})
+}
+
 // Nobody gets as far as what is reached without a frame that opens.
 func TestNobodyUsesIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

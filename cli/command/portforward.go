@@ -176,10 +176,7 @@ type listening struct {
 // listen opens a forward, and finds out whether there is something to forward to, rather than have the first connection
 // find that out.
 func (a *app) listen(ctx context.Context, s *session, node *protocol.NodeState, f forward) (*listening, error) {
-	to, err := s.tunnels(node, f.remote)
-	if err != nil {
-		return nil, err
-	}
+	to := &tunnels{s, node, f.remote}
 	socket, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", f.local))
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("port %s of this machine is taken; name another one (nix-infra port-forward %s 0:%s takes any)", f.local, node.Name, f.remote)

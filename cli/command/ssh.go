@@ -131,10 +131,7 @@ func (a *app) sshTo(ctx context.Context, s *session, node *protocol.NodeState, o
 	if err != nil {
 		return nil, errors.New("there is no ssh on this machine; install OpenSSH's client")
 	}
-	to, err := s.tunnels(node, net.JoinHostPort("127.0.0.1", strconv.Itoa(cmp.Or(o.port, 22))))
-	if err != nil {
-		return nil, err
-	}
+	to := &tunnels{s, node, net.JoinHostPort("127.0.0.1", strconv.Itoa(cmp.Or(o.port, 22)))}
 	if o.pin {
 		if err := a.pin(ctx, to); err != nil {
 			return nil, err

@@ -21,22 +21,13 @@ import (
 
 // tunnels opens tunnels to one address of a node.
 type tunnels struct {
-	session  *session
-	verifier *protocol.Verifier
-	node     *protocol.NodeState
-	to       string
-}
-
-func (s *session) tunnels(node *protocol.NodeState, to string) (*tunnels, error) {
-	v, err := protocol.NewVerifier(s.me.fleet.Public.Operator, s.me.fleet.Public.AccountJWT)
-	if err != nil {
-		return nil, err
-	}
-	return &tunnels{s, v, node, to}, nil
+	session *session
+	node    *protocol.NodeState
+	to      string
 }
 
 func (t *tunnels) open(ctx context.Context) (*tunnel.Conn, error) {
-	c, _, err := t.session.Tunnel(ctx, &t.node.NodeRecord, t.verifier, t.to)
+	c, _, err := t.session.Tunnel(ctx, &t.node.NodeRecord, t.session.me.verifier, t.to)
 	if err != nil {
 		return nil, fmt.Errorf("no tunnel to %s: %w", t.node.Name, err)
 	}

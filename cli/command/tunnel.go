@@ -67,10 +67,7 @@ func (a *app) tunnel(ctx context.Context, name, to string) error {
 	if err != nil {
 		return err
 	}
-	t, err := s.tunnels(node, to)
-	if err != nil {
-		return err
-	}
+	t := &tunnels{s, node, to}
 	c, err := t.open(ctx)
 	if err != nil {
 		return err

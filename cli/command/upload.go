@@ -155,11 +155,8 @@ func (n *nodeUpload) send(ctx context.Context, node *protocol.NodeState) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	to, err := n.u.session.tunnels(node, protocol.TunnelUpload)
-	if err != nil {
-		return err
-	}
-	c, _, err := n.u.session.Tunnel(ctx, &node.NodeRecord, to.verifier, to.to)
+	session := n.u.session
+	c, _, err := session.Tunnel(ctx, &node.NodeRecord, session.me.verifier, protocol.TunnelUpload)
 	if err != nil {
 		return err
 	}
