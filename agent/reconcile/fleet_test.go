@@ -31,6 +31,7 @@ type rig struct {
 	verifier  *protocol.Verifier
 	dir, etc  string
 	key       nkeys.KeyPair // the node's curve key
+	nextKey   nkeys.KeyPair // the one that is to replace it; nil: none
 	loadsFrom string        // where units load secrets from
 	builds    string        // where builds find theirs
 	write     writer
@@ -144,7 +145,7 @@ func (r *rig) start(killAt int) *life {
 	dead := false
 	n := 0
 	e, err := New(Options{Dir: r.dir, Node: nodeName, Verifier: r.verifier, Upstream: r.c, Host: agent{r.m, &dead}, Log: slog.New(slog.DiscardHandler),
-		Etc: r.etc, Roots: r.m.roots, Key: r.key, Links: r.loadsFrom, Keys: r.builds, Audit: func(a protocol.AuditRecord) {
+		Etc: r.etc, Roots: r.m.roots, Key: r.key, Next: r.nextKey, Links: r.loadsFrom, Keys: r.builds, Audit: func(a protocol.AuditRecord) {
 			r.m.mu.Lock()
 			defer r.m.mu.Unlock()
 			r.records = append(r.records, a)
