@@ -64,7 +64,8 @@ func (a *app) nodeCommand() *cobra.Command {
 		Short: "Show or change one node",
 		Example: `  nix-infra node show web1
   nix-infra node tag web1 web eu
-  nix-infra node lock web1 --reason "migration, ask bob"`,
+  nix-infra node lock web1 --reason "migration, ask bob"
+  nix-infra node rekey web1`,
 		Args: unknownSubcommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
