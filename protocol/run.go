@@ -20,7 +20,7 @@ const (
 	MaxEnvSize  = 64 << 10  // bytes, of an action's environment
 	MaxRunTime  = 24 * 3600 // seconds
 	MaxSealed   = 256 << 10 // bytes, of an output that is sealed
-	OutputChunk = 64 << 10  // bytes, about, of one Output
+	OutputChunk = 256 << 10 // bytes, about, of one Output
 )
 
 // CommandOrder is RunCommand's.

@@ -59,6 +59,8 @@ func (s service) ending(of Spec) (protocol.Ending, error) {
 	}
 	killed := s.how == cldKilled || s.how == cldDumped
 	switch {
+	case s.result == protocol.ResultTimeout && e.Millis < of.Timeout.Milliseconds(): // of its stop
+		e.Result, e.Reason = protocol.ResultSignal, "it was stopped on the node, and had to be killed"
 	case s.result == protocol.ResultTimeout:
 		e.Reason = fmt.Sprintf("it took longer than %v, and was ended", of.Timeout)
 	case s.result == protocol.ResultMemory:
