@@ -172,6 +172,7 @@ func TestRoles(t *testing.T) {
 		protocol.Stream: {"n1", protocol.Viewer}, "format-disk": {"n1", protocol.Admin},
 		protocol.RunCommand: {"n1", protocol.Viewer}, protocol.RunShell: {"n1", protocol.Admin}, protocol.RunScript: {"n1", protocol.Operator},
 		protocol.OpenTunnel: {"n1", protocol.Operator}, protocol.ListSecrets: {"n1", protocol.Viewer}, protocol.RotateSecret: {"n1", protocol.Deployer},
+		protocol.Rekey: {"n1", protocol.Admin},
 
 		protocol.ListNodes: {protocol.ControllerName, protocol.Viewer}, protocol.ListDeployments: {protocol.ControllerName, protocol.Viewer},
 		protocol.ShowDeployment: {protocol.ControllerName, protocol.Viewer}, protocol.ShowManifest: {protocol.ControllerName, protocol.Viewer},

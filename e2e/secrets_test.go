@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nkeys"
+
 	"github.com/nix-infra/nix-infra/e2e/lab"
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -253,6 +255,57 @@ func TestRotationFailureRestores(t *testing.T) {
 		t.Error(err)
 	}
 	_ = cmd.Wait()
+}
+
+// TestRekey: a node with other keys has its secrets, gets new ones, and is nobody any more with the old ones.
+func TestRekey(t *testing.T) {
+	f, node := secretive(t, "one", "")
+	old := f.identity(node)
+	if !f.comesIn(old) {
+		t.Fatal("the node's keys are not what was read")
+	}
+	teller := f.runs("teller")
+	f.must("node", "rekey", "n1")
+	if f.comesIn(old) {
+		t.Error("with its old keys somebody comes in")
+	}
+	if !f.comesIn(f.identity(node)) {
+		t.Error("with its new keys nobody comes in")
+	}
+	if left := f.exec(node, "find", agentDir, "-name", "*.new"); left != "" {
+		t.Errorf("it left %s", left)
+	}
+	f.waitState("n1", 20*time.Second, "back", func(s status) bool { return s.Online })
+	if f.runs("teller") != teller {
+		t.Error("a service was restarted for it")
+	}
+	f.exec(node, "systemctl", "restart", "teller.service")
+	f.loaded("teller", "one")
+	teller, other := f.runs("teller"), f.runs("other")
+	f.deploySecrets()
+	if f.runs("teller") != teller {
+		t.Error("the same secrets, sealed to another key, are taken for others")
+	}
+	f.feed(0, "two", "secrets", "store", dbPassword)
+	f.deploySecrets()
+	f.loaded("teller", "two")
+	if f.runs("other") != other {
+		t.Error("a secret that did not change was loaded again")
+	}
+}
+
+// identity is the node's, as somebody has it who copied its disk.
+func (f *fleet) identity(node *lab.Node) *protocol.Signer {
+	f.t.Helper()
+	key, err := nkeys.FromSeed([]byte(f.exec(node, "cat", agentDir+"/user.nk")))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	answer, err := protocol.Decode[protocol.EnrolAnswer]([]byte(f.exec(node, "cat", agentDir+"/enrolment.json")))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return &protocol.Signer{User: answer.User, Key: key}
 }
 
 // TestMissingSecret: what a node's file names has to be there, before anything is done; or it is left out, with a warning.
