@@ -1,0 +1,37 @@
+# One of the three programs of nix-infra, static: the CLI, the agent, or the controller. Needs Go 1.26 or newer.
+{ lib, buildGoModule, program ? "nix-infra", version ? "0.1.0" }:
+let
+  folders = {
+    nix-infra = "cli/nix-infra";
+    nix-infra-agent = "agent/nix-infra-agent";
+    nix-infra-controller = "controller/nix-infra-controller";
+  };
+in
+buildGoModule {
+  pname = program;
+  inherit version;
+
+  # Only what is compiled, so that a change of a document or a test folder builds nothing anew.
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [ ../go.mod ../go.sum ../agent ../cli ../controller ../nix ../protocol ../e2e ];
+  };
+
+  # The NAR hash of the folder that `go mod vendor` makes. After a change of go.mod, in a copy of the tree:
+  #   go mod vendor && nix --extra-experimental-features nix-command hash path --sri vendor
+  vendorHash = "sha256-Z+YrGdelfyMxmCTFP5BCNyZsMt09din0qjJTsxfyuD8=";
+
+  subPackages = [ folders.${program} ];
+  env.CGO_ENABLED = 0;
+  ldflags = [ "-s" "-w" "-X github.com/nix-infra/nix-infra/protocol.build=${version}" ];
+
+  # The tests need systemd, ssh and a broker's time: `make test` runs them.
+  doCheck = false;
+
+  meta = {
+    description = "Deploys to fleets of NixOS machines that pull, prove, and roll back by themselves";
+    license = lib.licenses.mit;
+    mainProgram = program;
+    platforms = if program == "nix-infra" then lib.platforms.linux ++ lib.platforms.darwin else lib.platforms.linux;
+  };
+}
