@@ -11,7 +11,8 @@ buildGoModule {
   pname = program;
   inherit version;
 
-  # Only what is compiled, so that a change of a document or a test folder builds nothing anew.
+  # All that is Go, so that a change of a document builds nothing anew. e2e is in it for the hash below: what is vendored
+  # is what any package of the tree imports.
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [ ../go.mod ../go.sum ../agent ../cli ../controller ../nix ../protocol ../e2e ];
