@@ -138,13 +138,13 @@ func (s *Server) receive(ctx context.Context, m *nats.Msg, running *sync.WaitGro
 		s.refuse(m, r, protocol.Refuse(protocol.Failed, "busy: %d %s are running on %s; ask again later", cap(slots), what, s.o.Node))
 		return
 	}
-	done := func() {}
+	r.over = func() {}
 	if r.question() || r.streamer != nil {
-		ctx, done = s.underWay.begin(ctx, r, s.o.StreamLife) // here, so that an order to end it that comes next finds it
+		ctx, r.over = s.underWay.begin(ctx, r, s.o.StreamLife) // here, so that an order to end it that comes next finds it
 	}
 	running.Go(func() {
 		defer func() { <-slots }()
-		defer done()
+		defer r.over()
 		run(ctx, r)
 	})
 }
@@ -158,6 +158,7 @@ type request struct {
 	streamer Streamer // in place of handler
 	runs     bool     // the streamer runs something
 	ending   *protocol.Ending
+	over     func() // it can't be ended or renewed any more; to be called before its sender has the whole answer
 }
 
 func (r *request) verified() *protocol.Verified {
@@ -228,6 +229,7 @@ func (s *Server) run(ctx context.Context, r *request) {
 	defer cancel()
 	result, err := s.handle(ctx, r)
 	s.record(r, err, true) // a failure is logged there, and what was done is done
+	r.over()
 	s.answer(r, result, err)
 }
 

@@ -126,6 +126,7 @@ func (s *Server) stream(ctx context.Context, r *request) {
 		err = protocol.Refuse(protocol.Failed, "the stream ended, because %v", cause)
 	}
 	_ = s.record(r, err, true)
+	r.over()
 	reply := protocol.Answer(s.o.Node, nil, err)
 	reply.Part = part + 1
 	if err := s.o.Publish(subject, protocol.Encode(reply)); err != nil {
