@@ -56,7 +56,7 @@ let
       value = mkOption { type = types.str; description = "Its value, in which `{node}` is the node's name. No secret: everybody can read it."; };
       if_exists = flag "Whether it is set only where the value is the path of something that is there.";
     }) "Environment variables.";
-    user = t.orNull t.account "Whom it runs as: `root`, a user's name, or, without it, one that exists for this run.";
+    user = t.orNull t.account "Whom it runs as: `root`, a user's name, or, without it, `nobody` in a sandbox.";
     groups = t.list t.account "More groups of that user.";
     timeout = seconds "Seconds that it may take: 60 without it, up to a day.";
     output = t.orNull (types.ints.between 1 1073741824) "Bytes that it may print: 16 MiB without it, up to 1 GiB.";

@@ -33,7 +33,7 @@ in
       {
         assertion = isName name;
         message = "nix-infra.secrets: \"${name}\" is no secret's name: 1 to 128 of A-Z a-z 0-9 . _ @ + -, the first one of A-Z a-z 0-9 _."
-          + lib.optionalString (lib.hasInfix "[%%" name) " Placeholders are filled in only in the node's own file, nodes/NODE.nix, and app_modules.";
+          + lib.optionalString (lib.hasInfix "[%%" name) " Placeholders are filled in only in the node's own file, nodes/NODE.nix.";
       }
       {
         assertion = !lib.any (u: lib.hasInfix "." u && lib.elem (lib.last (lib.splitString "." u)) [ "socket" "timer" "path" "target" "mount" "slice" ]) secret.units;
