@@ -6,6 +6,9 @@ let
   secrets = config.nix-infra.secrets;
   service = lib.removeSuffix ".service";
   credential = name: "${name}:/root/secrets/${name}"; # as the agent encrypts it: for this name and no other
+  # A unit of its own, and no addition to one: what it runs is said nowhere.
+  unknown = unit: let s = config.systemd.services.${unit}; in s.overrideStrategy != "asDropin" && s.script == "" && !(s.serviceConfig ? ExecStart);
+  isInstance = unit: builtins.match ".+@.+" unit != null;
   isName = name: builtins.match "[A-Za-z0-9_][A-Za-z0-9._@+-]*" name != null && lib.stringLength name <= 128;
 in
 {
@@ -39,10 +42,20 @@ in
         assertion = !lib.any (u: lib.hasInfix "." u && lib.elem (lib.last (lib.splitString "." u)) [ "socket" "timer" "path" "target" "mount" "slice" ]) secret.units;
         message = "nix-infra.secrets.\"${name}\".units: only services load secrets, not ${lib.concatStringsSep ", " secret.units}.";
       }
-    ]) secrets);
+    ] ++ map (unit: {
+      assertion = !unknown (service unit);
+      message = "nix-infra.secrets.\"${name}\".units: no module says what ${service unit}.service runs. Is that its name? "
+        + "For one that a package brings, set systemd.services.\"${service unit}\".overrideStrategy = \"asDropin\".";
+    }) (lib.filter (u: !lib.hasInfix "." (service u)) secret.units)) secrets);
 
     systemd.services = lib.mkMerge (lib.concatLists (lib.mapAttrsToList (name: secret:
-      map (unit: { ${service unit}.serviceConfig.LoadCredentialEncrypted = [ (credential name) ]; }) (lib.unique (map service secret.units))
+      map (unit: {
+        ${unit} = {
+          serviceConfig.LoadCredentialEncrypted = [ (credential name) ];
+          # An instance is what its template is, and this.
+          overrideStrategy = lib.mkIf (isInstance unit) (lib.mkDefault "asDropin");
+        };
+      }) (lib.unique (map service secret.units))
     ) secrets));
   };
 }

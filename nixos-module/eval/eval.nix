@@ -29,6 +29,7 @@ let
       environment = option (types.attrsOf (types.nullOr (types.oneOf [ types.str types.path types.package ]))) { };
       path = option (types.listOf (types.either types.package types.str)) [ ];
       script = option types.lines "";
+      overrideStrategy = option (types.enum [ "asDropinIfExists" "asDropin" ]) "asDropinIfExists";
       startLimitIntervalSec = needed types.int;
       restartIfChanged = option types.bool true;
       stopIfChanged = option types.bool true;

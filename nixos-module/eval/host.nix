@@ -52,5 +52,7 @@
   };
   nix-infra.secrets."db.password".units = [ "app" "worker.service" ];
   nix-infra.secrets.token.units = [ "app" ];
+  nix-infra.secrets.seed.units = [ "job@1" ];
+  systemd.services.worker.serviceConfig.ExecStart = "/run/current-system/sw/bin/worker";
   systemd.services.app = { script = "app --password-file \"$CREDENTIALS_DIRECTORY/db.password\""; };
 }
