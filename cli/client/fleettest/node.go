@@ -1,6 +1,7 @@
 package fleettest
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -14,7 +15,7 @@ import (
 type Node struct {
 	Name   string
 	fleet  *Fleet
-	nc     *nats.Conn
+	nc     atomic.Pointer[nats.Conn]
 	script Script // under fleet.mu
 
 	streams underWay
@@ -89,19 +90,20 @@ func (f *Fleet) Add(name string, tags ...string) *Node {
 }
 
 func (n *Node) connect() {
-	n.nc = n.fleet.Connect(n.Name, protocol.Node)
+	nc := n.fleet.Connect(n.Name, protocol.Node)
+	n.nc.Store(nc)
 	for _, subject := range protocol.NodeRequests(n.Name) {
-		_, err := n.nc.Subscribe(subject, n.serve)
+		_, err := nc.Subscribe(subject, n.serve)
 		must(n.fleet.t, err)
 	}
-	_, err := n.nc.Subscribe(protocol.NodeTunnels(n.Name), n.frame)
+	_, err := nc.Subscribe(protocol.NodeTunnels(n.Name), n.frame)
 	must(n.fleet.t, err)
-	must(n.fleet.t, n.nc.Flush())
+	must(n.fleet.t, nc.Flush())
 }
 
 // Vanish takes the node off the network; the controller knows at once.
 func (n *Node) Vanish() {
-	n.nc.Close()
+	n.nc.Load().Close()
 	n.fleet.mu.Lock()
 	defer n.fleet.mu.Unlock()
 	delete(n.fleet.nodes, n.Name)
@@ -126,7 +128,7 @@ func (n *Node) Return() {
 
 // Silence takes the node off the network, and the controller has not noticed yet.
 func (n *Node) Silence() {
-	n.nc.Close()
+	n.nc.Load().Close()
 	n.fleet.mu.Lock()
 	defer n.fleet.mu.Unlock()
 	delete(n.fleet.nodes, n.Name)
@@ -134,8 +136,8 @@ func (n *Node) Silence() {
 
 // Say publishes anything as this node, as far as the broker lets it.
 func (n *Node) Say(subject string, data []byte) {
-	n.nc.Publish(subject, data)
-	n.nc.Flush()
+	n.nc.Load().Publish(subject, data)
+	n.nc.Load().Flush()
 }
 
 func (n *Node) beat(b protocol.Beat) {
@@ -173,21 +175,21 @@ func (n *Node) serve(m *nats.Msg) {
 	if o != nil {
 		header = o.Header
 	}
-	n.nc.Publish(protocol.ReplySubject(id.Name, header.ID, n.Name), protocol.Encode(protocol.Answer(n.Name, body, err)))
+	n.nc.Load().Publish(protocol.ReplySubject(id.Name, header.ID, n.Name), protocol.Encode(protocol.Answer(n.Name, body, err)))
 }
 
 // deploy goes through a manifest as an agent would, in no time.
 func (n *Node) deploy(m *protocol.Manifest) {
 	say := func(e protocol.Event) {
 		e.Version, e.Time = protocol.Version, time.Now().UTC()
-		n.nc.Publish(protocol.EventSubject(n.Name, m.Deployment), protocol.Encode(e))
+		n.nc.Load().Publish(protocol.EventSubject(n.Name, m.Deployment), protocol.Encode(e))
 	}
 	script := n.does()
 	for _, e := range []protocol.Event{{Phase: protocol.Building, Lines: script.Lines}, {Phase: protocol.Activating}} {
 		n.fleet.progress(m.Deployment, n.Name, e.Phase, nil)
 		say(e)
 		if script.Dies == e.Phase {
-			n.nc.Flush()
+			n.nc.Load().Flush()
 			n.Vanish()
 			return
 		}

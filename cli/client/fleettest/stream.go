@@ -65,9 +65,9 @@ func (n *Node) stream(o *protocol.Verified, streams Streams) {
 		part++
 		reply := protocol.Answer(n.Name, body, nil)
 		reply.Part, reply.More = part, true
-		n.nc.Publish(subject, protocol.Encode(reply))
+		n.nc.Load().Publish(subject, protocol.Encode(reply))
 	}, end)
 	reply := protocol.Answer(n.Name, nil, err)
 	reply.Part = part + 1
-	n.nc.Publish(subject, protocol.Encode(reply))
+	n.nc.Load().Publish(subject, protocol.Encode(reply))
 }

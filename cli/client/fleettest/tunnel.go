@@ -57,7 +57,7 @@ func (n *Node) openTunnel(o *protocol.Verified, open func(to string) (func(*tunn
 	}
 	c := tunnel.New(tunnel.Options{Keys: keys, Window: reply.Window, PeerWindow: order.Window, Local: n.Name, Remote: o.Sender.Name,
 		Send: func(frame []byte) error {
-			return n.nc.Publish(protocol.ReplySubject(o.Sender.Name, o.ID, n.Name), frame)
+			return n.nc.Load().Publish(protocol.ReplySubject(o.Sender.Name, o.ID, n.Name), frame)
 		}})
 	n.tunnels.mu.Lock()
 	defer n.tunnels.mu.Unlock()
