@@ -148,8 +148,15 @@ func (a *Authority) Sign(r *protocol.EnrolRequest, hosts []string, now time.Time
 	if err := protocol.CheckControllers(a.Controllers); err != nil {
 		return nil, err
 	}
+	void, err := protocol.Revocations(a.Public.AccountJWT)
+	if err != nil {
+		return nil, err
+	}
+	// What is issued in the second in which a machine's key was revoked is void, too: it has to be a later one.
+	if wait := time.Until(void[r.Key].Add(time.Second)); wait > 0 && wait <= time.Second {
+		time.Sleep(wait)
+	}
 	var user string
-	var err error
 	if r.Role == protocol.Node {
 		user, err = a.Keys.IssueNode(r.Name, r.Key, r.XKey)
 	} else {

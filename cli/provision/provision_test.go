@@ -373,3 +373,29 @@ func parsePEM(t *testing.T, data []byte) *x509.Certificate {
 	}
 	return cert
 }
+
+// TestSignAfterRevocation: a machine whose key was revoked a moment ago may come back.
+func TestSignAfterRevocation(t *testing.T) {
+	must := func(t *testing.T, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys, err := protocol.NewFleet("testfleet")
+	must(t, err)
+	r, err := machine.Home{Dir: t.TempDir(), Role: protocol.Node}.Request("n1")
+	must(t, err)
+	public, err := keys.Publish(map[string]time.Time{r.Key: time.Now()})
+	must(t, err)
+	ca, err := NewCA("testfleet", time.Now())
+	must(t, err)
+	a := &Authority{Keys: keys, Public: *public, CA: ca, Controllers: []string{"tls://c:4222"}}
+	answer, err := a.Sign(r, nil, time.Now())
+	must(t, err)
+	v, err := protocol.NewVerifier(public.Operator, public.AccountJWT)
+	must(t, err)
+	if id, err := v.Identify(answer.User, time.Now()); err != nil || id.Name != "n1" {
+		t.Errorf("%+v, %v", id, err)
+	}
+}
