@@ -251,7 +251,7 @@ func TestSecretsMigrate(t *testing.T) {
 	os.Remove(s.path("secrets/broken"))
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
-		t.Skip("there is no openssl")
+		without(t, "openssl")
 	}
 	cmd := exec.Command(openssl, "enc", "-pbkdf2", "-pass", "pass:legacy", "-a", "-aes-256-cbc", "-out", s.path("secrets/sealed"))
 	cmd.Stdin = strings.NewReader("sealed value\n")

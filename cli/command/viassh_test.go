@@ -22,7 +22,7 @@ func TestExecViaSSH(t *testing.T) {
 		t.Skip("--via=ssh is root's on the node; the sshd of this test is another user's")
 	}
 	if _, err := exec.LookPath("setsid"); err != nil {
-		t.Skip("there is no setsid on this machine")
+		without(t, "setsid")
 	}
 	var pins strings.Builder
 	for _, name := range []string{"web1", "web2", "no", "away"} {

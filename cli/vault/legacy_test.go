@@ -28,7 +28,7 @@ func openssl(t *testing.T, pass string, value []byte, args ...string) []byte {
 	t.Helper()
 	tool, err := exec.LookPath("openssl")
 	if err != nil {
-		t.Skip("there is no openssl")
+		without(t, "openssl")
 	}
 	cmd := exec.Command(tool, append([]string{"enc", "-pbkdf2", "-pass", "env:PASS"}, args...)...)
 	cmd.Env, cmd.Stdin = append(os.Environ(), "PASS="+pass), bytes.NewReader(value)
