@@ -142,7 +142,9 @@ func TestNodeArguments(t *testing.T) {
 		t.Errorf("got %q, want %q: %v", d.stdout, want, d)
 	}
 	script := Spec{Argv: append([]string{"bash"}, args...), User: "root", Dir: "/root", Private: map[string]string{"SECRET": "hush"},
-		Script: []byte(`stat -c '%a %U' "$0" >&2; pwd >&2; ls "${0%/*}" >&2; printf '%s\0' "$@"; test "$SECRET" = hush; test "$HOME" = /root`)}
+		// The file of the environment is removed by us, once systemd says that the script runs.
+		Script: []byte(`for ((i = 0; i < 100; i++)); do [[ -e "${0%/*}/environment" ]] || break; sleep 0.05; done
+stat -c '%a %U' "$0" >&2; pwd >&2; ls "${0%/*}" >&2; printf '%s\0' "$@"; test "$SECRET" = hush; test "$HOME" = /root`)}
 	d := perform(t.Context(), h, script)
 	if d.stdout != want || d.stderr != "400 root\n/root\nscript\n" || d.ending.Result != protocol.ResultSuccess {
 		t.Errorf("a script: %v", d)
