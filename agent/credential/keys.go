@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
 
 // keysFile lists the names that we wrote to the folder of keys.
@@ -108,7 +109,7 @@ func (s *Store) inMemory() error {
 // brought are the names that may be in the folder of keys, by us.
 func (s *Store) brought() []string {
 	var names []string
-	if data, err := readBounded(filepath.Join(s.o.Dir, keysFile), maxSet); err != nil || json.Unmarshal(data, &names) != nil {
+	if data, err := atomicfile.Read(filepath.Join(s.o.Dir, keysFile), maxSet); err != nil || json.Unmarshal(data, &names) != nil {
 		return nil
 	}
 	// It becomes paths that are removed.

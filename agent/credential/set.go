@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -160,7 +159,7 @@ func (s *Store) Stage(ctx context.Context, asked, before Set) (set Set, err erro
 // make gives what units load of a secret, and since when the node has that value.
 func (s *Store) make(ctx context.Context, c Secret, before Set) (data []byte, written int64, err error) {
 	if old, ok := before.Get(c.Name); ok && s.equal(c, old) {
-		if data, err := readBounded(filepath.Join(s.dir(before.Number), c.Name), maxFound); err == nil {
+		if data, err := atomicfile.Read(filepath.Join(s.dir(before.Number), c.Name), maxFound); err == nil {
 			return data, old.Written, nil
 		}
 	}
@@ -191,7 +190,7 @@ func (s *Store) takeOver(name string) error {
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("%s is no file, and a secret of that name is to come; move it away", file)
 	}
-	data, err := readBounded(file, maxFound)
+	data, err := atomicfile.Read(file, maxFound)
 	if err != nil {
 		return fmt.Errorf("what is there under a secret's name can't be read: %w", err)
 	}
@@ -227,7 +226,7 @@ func (s *Store) save(set Set) error {
 // read reads the set that is to be seen in one of the store's folders.
 func (s *Store) read(folder string) (Set, error) {
 	file := filepath.Join(s.o.Dir, folder, setFile)
-	data, err := readBounded(file, maxSet)
+	data, err := atomicfile.Read(file, maxSet)
 	if err != nil {
 		return Set{}, err
 	}
@@ -236,18 +235,4 @@ func (s *Store) read(folder string) (Set, error) {
 		return Set{}, fmt.Errorf("%s is damaged", file)
 	}
 	return set, nil
-}
-
-// readBounded reads a file that must not have more than limit bytes.
-func readBounded(file string, limit int64) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", file, limit)
-	}
-	return data, err
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
 
 const (
@@ -64,7 +65,7 @@ func (c *cache) get(digest string) ([]byte, bool) {
 		return nil, false
 	}
 	file := filepath.Join(c.dir, digest)
-	data, err := readBounded(file, protocol.MaxFileSize)
+	data, err := atomicfile.Read(file, protocol.MaxFileSize)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil || protocol.Digest(data) != digest {

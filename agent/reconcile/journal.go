@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
 
 const (
@@ -126,7 +127,7 @@ func (j *journal) save(dir string, write writer) error {
 // readJournal reads the journal as it is; one that isn't there is the zero one.
 func readJournal(dir string) (journal, error) {
 	file := filepath.Join(dir, journalFile)
-	data, err := readBounded(file, maxJournal)
+	data, err := atomicfile.Read(file, maxJournal)
 	if errors.Is(err, fs.ErrNotExist) {
 		return journal{}, nil
 	}
@@ -145,7 +146,7 @@ func readJournal(dir string) (journal, error) {
 func openJournal(dir, node string) (j journal, notice string, err error) {
 	file := filepath.Join(dir, journalFile)
 	fresh := journal{Version: journalVersion, Quarantine: map[string]Quarantine{}}
-	data, err := readBounded(file, maxJournal)
+	data, err := atomicfile.Read(file, maxJournal)
 	if errors.Is(err, fs.ErrNotExist) {
 		fresh.Seen = highestStored(dir, node)
 		return fresh, "", nil
@@ -189,24 +190,10 @@ func parseJournal(data []byte) (journal, error) {
 	return j, nil
 }
 
-// readBounded reads a file that must not have more than limit bytes.
-func readBounded(file string, limit int64) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", file, limit)
-	}
-	return data, err
-}
-
 // stored reads a manifest that was verified when it was stored. It is not verified again: a node has to
 // be able to finish or to go back even where the deployer was revoked meanwhile.
 func stored(dir, digest string) (*protocol.Manifest, error) {
-	data, err := readBounded(filepath.Join(dir, manifestsDir, digest), protocol.MaxMessage)
+	data, err := atomicfile.Read(filepath.Join(dir, manifestsDir, digest), protocol.MaxMessage)
 	if err != nil {
 		return nil, err
 	}

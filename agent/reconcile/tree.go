@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
 
 const (
@@ -23,7 +24,7 @@ const (
 func nodeFiles(etc string) (map[string][]byte, error) {
 	own := map[string][]byte{}
 	for _, name := range append(slices.Clone(protocol.NodeFiles), lockFile) {
-		data, err := readBounded(filepath.Join(etc, name), protocol.MaxFileSize)
+		data, err := atomicfile.Read(filepath.Join(etc, name), protocol.MaxFileSize)
 		if errors.Is(err, fs.ErrNotExist) {
 			if name == lockFile {
 				continue

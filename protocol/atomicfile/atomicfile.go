@@ -1,5 +1,5 @@
 // Package atomicfile replaces files so that a reader, or a machine that lost its power, finds the old
-// content or the new one and never a part of either.
+// content or the new one and never a part of either, and reads them within bounds.
 package atomicfile
 
 import (
@@ -59,4 +59,18 @@ func SyncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// Read reads a file that must not have more than limit bytes.
+func Read(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return data, err
 }
