@@ -33,14 +33,15 @@ const (
 
 // Settings is nix-infra.yaml.
 type Settings struct {
-	Fleet       string                    `yaml:"fleet"`              // a DNS label
-	Controllers []string                  `yaml:"controllers"`        // tls://host:4222 and wss://host:443, in order of preference
-	Defaults    Defaults                  `yaml:"defaults,omitempty"` // for every node
-	Rollout     Rollout                   `yaml:"rollout,omitempty"`  // how deployments reach their nodes, where flags don't say
-	Cache       Cache                     `yaml:"cache,omitempty"`    // the binary cache of systems that are built here
-	SSHKey      string                    `yaml:"ssh_key,omitempty"`  // name of the key pair below ssh/
-	Secrets     map[string]SecretSettings `yaml:"secrets,omitempty"`  // what holds for some secrets, by name
-	Nodes       map[string]NodeSettings   `yaml:"nodes,omitempty"`    // what differs, by node
+	Fleet       string                    `yaml:"fleet"`               // a DNS label
+	Controllers []string                  `yaml:"controllers"`         // tls://host:4222 and wss://host:443, in order of preference
+	Defaults    Defaults                  `yaml:"defaults,omitempty"`  // for every node
+	Rollout     Rollout                   `yaml:"rollout,omitempty"`   // how deployments reach their nodes, where flags don't say
+	Cache       Cache                     `yaml:"cache,omitempty"`     // the binary cache of systems that are built here
+	SSHKey      string                    `yaml:"ssh_key,omitempty"`   // name of the key pair below ssh/
+	Provision   Provision                 `yaml:"provision,omitempty"` // how machines are made and brought in, where flags don't say
+	Secrets     map[string]SecretSettings `yaml:"secrets,omitempty"`   // what holds for some secrets, by name
+	Nodes       map[string]NodeSettings   `yaml:"nodes,omitempty"`     // what differs, by node
 }
 
 // Defaults hold for each node that does not say otherwise.
@@ -50,6 +51,7 @@ type Defaults struct {
 	NodeModule   string `yaml:"node_module,omitempty"`    // such as node_types/standalone_machine.nix, or its bare name
 	Arch         string `yaml:"arch,omitempty"`           // such as x86_64-linux
 	SecretMaxAge string `yaml:"secret_max_age,omitempty"` // such as 365d: secrets that are older should be rotated
+	CloseSSH     bool   `yaml:"close_ssh,omitempty"`      // port 22 is open to nobody but through the agent's tunnels
 }
 
 // NodeSettings are one node's.
@@ -60,6 +62,8 @@ type NodeSettings struct {
 	Arch         string   `yaml:"arch,omitempty"`
 	Tags         []string `yaml:"tags,omitempty,flow"`
 	IPv4         string   `yaml:"ipv4,omitempty"` // its public address, for the placeholders
+	SSH          string   `yaml:"ssh,omitempty"`  // [user@]host[:port], where SSH reaches it otherwise than its provider says
+	CloseSSH     *bool    `yaml:"close_ssh,omitempty"`
 }
 
 // header opens every settings file that this program makes.
@@ -69,14 +73,19 @@ const header = `# The settings of this nix-infra project.
 #   controllers   where its nodes and operators meet, in order of preference:
 #                 tls://host:4222, and wss://host:443 for networks that let nothing else out
 #   defaults      nixos_version, state_version, node_module and arch of every node; state_version is what
-#                 system.stateVersion keeps: upgrade-nixos sets it to the version before the upgrade
+#                 system.stateVersion keeps: upgrade-nixos sets it to the version before the upgrade;
+#                 close_ssh: true closes port 22 of enrolled nodes to all but nix-infra ssh
 #   rollout       how a deployment reaches its nodes, where the flags don't say: canary, batch, order,
 #                 max_unavailable, max_failures, on_failure, soak, at, window (see nix-infra deploy --help)
 #   cache         the binary cache that deploy --build=local pushes to (push) and nodes pull from (pull, keys)
 #   secrets       by name: max_age, such as 90d, from when on it is due to be rotated (defaults.secret_max_age
 #                 is that of all), and generate, the bytes of randomness of its new value
 #   ssh_key       name of the key pair below ssh/
-#   nodes         by name, what differs from the defaults, and: tags, ipv4
+#   provision     what nix-infra provision makes machines with, where the flags don't say: provider, location,
+#                 machine_type, image, placement_group, networks, firewalls, labels, method (infect,
+#                 nixos-anywhere or none), infect (commit and sha256 of the conversion script), jump (hosts that
+#                 SSH goes through)
+#   nodes         by name, what differs from the defaults, and: tags, ipv4, ssh ([user@]host[:port])
 `
 
 func readSettings(dir string) (Settings, error) {
@@ -126,6 +135,9 @@ func (s Settings) Node(name string) NodeSettings {
 	n.StateVersion = firstOf(n.StateVersion, s.Defaults.StateVersion)
 	n.NodeModule = firstOf(n.NodeModule, s.Defaults.NodeModule)
 	n.Arch = firstOf(n.Arch, s.Defaults.Arch, DefaultArch)
+	if n.CloseSSH == nil {
+		n.CloseSSH = &s.Defaults.CloseSSH
+	}
 	return n
 }
 
@@ -179,6 +191,7 @@ func (s Settings) mistakes() []mistake {
 		add(validGenerate(s.Secrets[name].Generate), "secrets", name, "generate")
 	}
 	add(validKeyName(s.SSHKey), "ssh_key")
+	s.Provision.mistakes(func(err error, words ...string) { add(err, append([]string{"provision"}, words...)...) })
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		n := s.Nodes[name]
 		add(ValidNodeName(name), "nodes", name)
@@ -188,6 +201,7 @@ func (s Settings) mistakes() []mistake {
 		add(validArch(n.Arch), "nodes", name, "arch")
 		add((&protocol.TagsRequest{Tags: n.Tags}).Validate(), "nodes", name, "tags")
 		add(validIPv4(n.IPv4), "nodes", name, "ipv4")
+		add(validSSHAddress(n.SSH), "nodes", name, "ssh")
 	}
 	return found
 }

@@ -39,7 +39,7 @@ ssh_key: id_home
 	if !reflect.DeepEqual(s, want) {
 		t.Errorf("got %+v\nwant %+v", s, want)
 	}
-	if got, want := s.Node("db1"), (NodeSettings{NixOSVersion: "25.05", NodeModule: "node_types/standalone_machine.nix", Arch: "aarch64-linux"}); !reflect.DeepEqual(got, want) {
+	if got, want := s.Node("db1"), (NodeSettings{NixOSVersion: "25.05", NodeModule: "node_types/standalone_machine.nix", Arch: "aarch64-linux", CloseSSH: new(bool)}); !reflect.DeepEqual(got, want) {
 		t.Errorf("db1: %+v", got)
 	}
 	if got := s.Node("nobody"); got.NixOSVersion != "25.10" || got.Arch != DefaultArch {
