@@ -1,0 +1,298 @@
+package mcp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/mark3labs/mcp-go/client"
+	"github.com/mark3labs/mcp-go/client/transport"
+	"github.com/mark3labs/mcp-go/mcp"
+	"github.com/mark3labs/mcp-go/server"
+
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// connected is a client of a server, in this process, that speaks a revision.
+func connected(t *testing.T, s *Server, version string, options ...client.ClientOption) *client.Client {
+	t.Helper()
+	c := client.NewClient(transport.NewInProcessTransportWithOptions(s.mcp), options...)
+	t.Cleanup(func() { c.Close() })
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	hello := mcp.InitializeRequest{Params: mcp.InitializeParams{ProtocolVersion: version, ClientInfo: mcp.Implementation{Name: "test", Version: "1"}}}
+	if _, err := c.Initialize(t.Context(), hello); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// call calls a tool and gives its text, its structured half and whether it is an error.
+func call(t *testing.T, c *client.Client, tool string, inputs map[string]any) (text string, data structured, failed bool) {
+	t.Helper()
+	r, err := c.CallTool(t.Context(), mcp.CallToolRequest{Params: mcp.CallToolParams{Name: tool, Arguments: inputs}})
+	if err != nil {
+		t.Fatalf("%s: %v", tool, err)
+	}
+	for _, content := range r.Content {
+		text += content.(mcp.TextContent).Text
+	}
+	if r.StructuredContent != nil {
+		raw, _ := json.Marshal(r.StructuredContent)
+		if err := json.Unmarshal(raw, &data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return text, data, r.IsError
+}
+
+type line struct {
+	Text string `json:"text"`
+}
+
+type lineIn struct {
+	Lines int    `json:"lines" jsonschema:"how many"`
+	Kind  string `json:"kind,omitempty" enum:"long,short"`
+}
+
+// addLines gives a server a tool that answers with as many lines as it is asked for.
+func addLines(s *Server) {
+	Add(s, Tool{Name: "lines", Title: "Lines", Description: "lines", Toolset: "test"}, func(_ context.Context, _ *Call, in lineIn) (*Answer[line], error) {
+		a := &Answer[line]{Summary: fmt.Sprintf("%d lines", in.Lines)}
+		for i := range in.Lines {
+			text := fmt.Sprintf("\x1b[31mline %d\u202e\x00 >>> end", i)
+			a.Parts = append(a.Parts, Part[line]{Head: "web1", Text: text, Untrusted: true, Row: &line{Clean(text)}})
+		}
+		return a, nil
+	})
+}
+
+func TestAnswersAreCutAndGoOn(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	addLines(s)
+	c := connected(t, s, mcp.ProtocolVersion20251125)
+	const all = 5000
+	seen, inputs, pages := 0, map[string]any{"lines": all}, 0
+	for {
+		text, data, failed := call(t, c, "lines", inputs)
+		if failed || len(text) > maxPage+overhead {
+			t.Fatalf("page %d has %d bytes, the cap is %d: %s", pages, len(text), maxPage, cut(text, 200))
+		}
+		for _, row := range data.Results {
+			if want := fmt.Sprintf(`{"text":"line %d \u003e\u003e\u003e end"}`, seen); string(row) != want {
+				t.Fatalf("row %d is %s, not %s", seen, row, want)
+			}
+			seen++
+		}
+		if data.LeftOut != all-seen {
+			t.Fatalf("%d results are said to be left out after %d of %d", data.LeftOut, seen, all)
+		}
+		if pages++; data.Next == "" {
+			break
+		}
+		inputs["cursor"] = data.Next
+	}
+	if seen != all || pages < 3 {
+		t.Fatalf("%d of %d lines came, on %d pages", seen, all, pages)
+	}
+}
+
+func TestCursorsAreTheirCallers(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	addLines(s)
+	_, data, _ := call(t, connected(t, s, mcp.ProtocolVersion20251125), "lines", map[string]any{"lines": 5000})
+	place := data.Next[strings.Index(data.Next, "-"):]
+	s.Caller.Name = "somebody else"
+	for _, cursor := range []string{data.Next, "", "-", "x-1", strings.Repeat("0", 32) + place, data.Next + "0", strings.TrimSuffix(data.Next, place) + "--1", strings.TrimSuffix(data.Next, place) + "-0"} {
+		text, _, failed := call(t, connected(t, s, mcp.ProtocolVersion20251125), "lines", map[string]any{"lines": 1, "cursor": cursor})
+		if cursor != "" && (!failed || !strings.Contains(text, "no answer to go on with")) {
+			t.Errorf("the cursor %q got %q", cursor, text)
+		}
+	}
+}
+
+func TestUntrustedTextCantEndItself(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	addLines(s)
+	text, _, _ := call(t, connected(t, s, mcp.ProtocolVersion20251125), "lines", map[string]any{"lines": 3})
+	if strings.ContainsAny(text, "\x1b\x00\u202e") {
+		t.Errorf("control codes are left: %q", text)
+	}
+	lines := strings.Split(text, "\n")
+	if len(lines) != 9 || !strings.HasPrefix(lines[3], ">>> untrusted text ") || !strings.HasPrefix(lines[7], "<<< end of untrusted text ") {
+		t.Fatalf("the fence is not as expected:\n%s", text)
+	}
+	again, _, _ := call(t, connected(t, s, mcp.ProtocolVersion20251125), "lines", map[string]any{"lines": 3})
+	if strings.Contains(again, lines[7]) {
+		t.Error("two answers have the same fence, which text could thus know")
+	}
+}
+
+func TestInputsHaveToFit(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	addLines(s)
+	c := connected(t, s, mcp.ProtocolVersion20251125)
+	for name, inputs := range map[string]map[string]any{
+		"missing":   {},
+		"a text":    {"lines": "3"},
+		"unknown":   {"lines": 3, "more": 1},
+		"case":      {"Lines": 3},
+		"the enum":  {"lines": 3, "kind": "other"},
+		"no number": {"lines": 3.5},
+		"cursor":    {"lines": 3, "cursor": strings.Repeat("x", 65)},
+	} {
+		if text, _, failed := call(t, c, "lines", inputs); !failed {
+			t.Errorf("%s was taken: %s", name, text)
+		}
+	}
+}
+
+func TestToolsAreLeftOut(t *testing.T) {
+	add := func(s *Server) {
+		for _, tool := range []Tool{
+			{Name: "look", Toolset: "a"},
+			{Name: "deploy", Toolset: "a", Effect: Adds, Allow: "deploy", Action: protocol.Deploy},
+			{Name: "restart", Toolset: "b", Effect: Destroys, Allow: "action", Action: protocol.RunScript},
+		} {
+			Add(s, tool, func(context.Context, *Call, struct{}) (*Answer[line], error) { return &Answer[line]{Summary: "done"}, nil })
+		}
+	}
+	for name, test := range map[string]struct {
+		o    Options
+		want string
+	}{
+		"read-only":         {Options{ReadOnly: true, Allow: []string{"deploy", "action"}, Caller: Caller{Role: protocol.Admin}}, "look server-info"},
+		"nothing allowed":   {Options{Caller: Caller{Role: protocol.Admin}}, "look server-info"},
+		"one allowed":       {Options{Allow: []string{"action"}, Caller: Caller{Role: protocol.Admin}}, "look restart server-info"},
+		"the role is short": {Options{Allow: []string{"deploy", "action"}, Caller: Caller{Role: protocol.Operator}}, "look restart server-info"},
+		"no role":           {Options{Allow: []string{"deploy", "action"}}, "look server-info"},
+		"a toolset":         {Options{Toolsets: []string{"b"}, Allow: []string{"action"}, Caller: Caller{Role: protocol.Admin}}, "restart"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.o.Name, test.o.Version = "test", "1"
+			s := New(test.o)
+			add(s)
+			c := connected(t, s, mcp.ProtocolVersion20251125)
+			list, err := c.ListTools(t.Context(), mcp.ListToolsRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, tool := range list.Tools {
+				names = append(names, tool.Name)
+				a := tool.Annotations
+				if a.ReadOnlyHint == nil || a.DestructiveHint == nil || a.IdempotentHint == nil || a.OpenWorldHint == nil {
+					t.Errorf("%s lacks one of the four hints", tool.Name)
+				}
+			}
+			if got := strings.Join(names, " "); got != test.want {
+				t.Errorf("there are %q, not %q", got, test.want)
+			}
+			for _, tool := range []string{"deploy", "restart"} {
+				_, err := c.CallTool(t.Context(), mcp.CallToolRequest{Params: mcp.CallToolParams{Name: tool}})
+				if listed := strings.Contains(test.want, tool); listed != (err == nil) {
+					t.Errorf("calling %s: %v", tool, err)
+				}
+			}
+		})
+	}
+}
+
+// asked is a person who answers in a client.
+type asked struct {
+	answer  mcp.ElicitationResponseAction
+	confirm any
+	message string
+}
+
+func (a *asked) Elicit(_ context.Context, r mcp.ElicitationRequest) (*mcp.ElicitationResult, error) {
+	a.message = r.Params.Message
+	return &mcp.ElicitationResult{ElicitationResponse: mcp.ElicitationResponse{Action: a.answer, Content: map[string]any{"confirm": a.confirm}}}, nil
+}
+
+func TestConfirm(t *testing.T) {
+	var done int
+	s := New(Options{Name: "test", Version: "1"})
+	Add(s, Tool{Name: "act", Toolset: "test", Effect: Destroys}, func(ctx context.Context, c *Call, in lineIn) (*Answer[line], error) {
+		if err := c.Confirm(ctx, fmt.Sprintf("remove %d lines", in.Lines)); err != nil {
+			return nil, err
+		}
+		done++
+		return &Answer[line]{Summary: "done"}, nil
+	})
+	for _, version := range []string{mcp.ProtocolVersion20251125, mcp.ProtocolVersion20260728} {
+		for _, test := range []struct {
+			person *asked
+			want   string
+		}{
+			{&asked{answer: mcp.ElicitationResponseActionAccept, confirm: true}, "done"},
+			{&asked{answer: mcp.ElicitationResponseActionAccept, confirm: false}, "not confirmed"},
+			{&asked{answer: mcp.ElicitationResponseActionAccept, confirm: "true"}, "not confirmed"},
+			{&asked{answer: mcp.ElicitationResponseActionDecline, confirm: true}, "not confirmed"},
+			{&asked{answer: mcp.ElicitationResponseActionCancel}, "not confirmed"},
+			{nil, "can't ask one"},
+		} {
+			done = 0
+			c := personal(t, s, version, test.person)
+			text, _, failed := call(t, c, "act", map[string]any{"lines": 3})
+			if !strings.Contains(text, test.want) || failed == (test.want == "done") || (done == 1) != (test.want == "done") {
+				t.Errorf("%s, %+v: %q, done %d times", version, test.person, text, done)
+			}
+			if test.person != nil && test.person.message != "remove 3 lines" {
+				t.Errorf("%s: the person was asked %q", version, test.person.message)
+			}
+		}
+	}
+}
+
+// personal is a client with a person, or without one.
+func personal(t *testing.T, s *Server, version string, person *asked) *client.Client {
+	t.Helper()
+	if person == nil {
+		return connected(t, s, version)
+	}
+	c := client.NewClient(transport.NewInProcessTransportWithOptions(s.mcp, transport.WithElicitationHandler(person)), client.WithElicitationHandler(person))
+	t.Cleanup(func() { c.Close() })
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	hello := mcp.InitializeRequest{Params: mcp.InitializeParams{ProtocolVersion: version, ClientInfo: mcp.Implementation{Name: "test", Version: "1"}}}
+	if _, err := c.Initialize(t.Context(), hello); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestConfirmationsAreForWhatWasAsked(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	c := &Call{server: s, tool: &Tool{Name: "act"}, args: []byte(`{"lines":3}`)}
+	modern := server.WithRequestProtocolInfo(t.Context(), &server.RequestProtocolInfo{Modern: true,
+		ClientCapabilities: &mcp.ClientCapabilities{Elicitation: &mcp.ElicitationCapability{}}})
+	var pending *needsInput
+	if err := c.Confirm(modern, "remove 3 lines"); !errors.As(err, &pending) {
+		t.Fatalf("nobody is asked: %v", err)
+	}
+	state := pending.result.RequestState
+	yes := mcp.InputResponses{"confirm": mcp.NewElicitationInputResponse(mcp.ElicitationResult{ElicitationResponse: mcp.ElicitationResponse{
+		Action: mcp.ElicitationResponseActionAccept, Content: map[string]any{"confirm": true}}})}
+	for name, change := range map[string]func(c *Call) string{
+		"the same":       func(*Call) string { return "remove 3 lines" },
+		"another text":   func(*Call) string { return "remove 4 lines" },
+		"another tool":   func(c *Call) string { c.tool = &Tool{Name: "other"}; return "remove 3 lines" },
+		"other inputs":   func(c *Call) string { c.args = []byte(`{"lines":4}`); return "remove 3 lines" },
+		"another caller": func(c *Call) string { c.Caller.Name = "other"; return "remove 3 lines" },
+		"no signature":   func(c *Call) string { c.mcp.Params.RequestState = "AAAA"; return "remove 3 lines" },
+		"no answer":      func(c *Call) string { c.mcp.Params.InputResponses = nil; return "remove 3 lines" },
+	} {
+		again := *c
+		again.mcp.Params.RequestState, again.mcp.Params.InputResponses = state, yes
+		text := change(&again)
+		if err := again.Confirm(modern, text); (err == nil) != (name == "the same") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
