@@ -31,7 +31,7 @@ func (f *Folder) find(name string, roots []string) (*place, error) {
 
 func (f *Folder) follow(asked, name string, roots []string, links int) (*place, error) {
 	clean, err := allow(name, roots)
-	if err != nil && links > 0 {
+	if links > 0 && (err != nil || clean == ".") {
 		return nil, refuse(asked, "it is a link, or lies behind one, that leads to what is not open here")
 	} else if err != nil {
 		return nil, err

@@ -59,7 +59,7 @@ func TestRace(t *testing.T) {
 	}
 	for range 2 {
 		users.Go(func() {
-			for i := 0; (i < 400 || read.Load() == 0 || refused.Load() == 0 || swapped.Load() < 100) && !stop.Load() && t.Context().Err() == nil; i++ {
+			for i := 0; (i < 100 || read.Load() == 0 || refused.Load() == 0 || swapped.Load() < 100) && !stop.Load() && t.Context().Err() == nil; i++ {
 				for _, name := range []string{"modules/file.nix", "modules/outfile.nix", "modules/folder/a.nix", "modules/inner/a", "modules/inner/a.nix"} {
 					text, err := f.Read(name)
 					if err != nil {
