@@ -33,6 +33,8 @@ func (t *term) actions() map[protocol.Action]func(context.Context, *protocol.Ver
 		protocol.ShowBlob:        t.showBlob,
 		protocol.PutAccount:      t.putAccount,
 		protocol.ShowAudit:       t.showAudit,
+		protocol.ListJoinings:    t.listJoinings,
+		protocol.AnswerJoining:   t.answerJoining,
 	}
 }
 

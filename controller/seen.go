@@ -30,7 +30,7 @@ func loadSeen(ctx context.Context, s *store.Store, lead *store.Term) (*seen, err
 // repeatable are the actions for which remembering in memory is enough: asking twice tells no more
 // than asking once, and a blob is what its digest says, whoever sends it how often.
 func repeatable(a protocol.Action) bool {
-	return protocol.LeastRole(a) == protocol.Viewer || a == protocol.MissingBlobs || a == protocol.PutBlobs || a == protocol.ShowAudit
+	return protocol.LeastRole(a) == protocol.Viewer || a == protocol.MissingBlobs || a == protocol.PutBlobs || a == protocol.ShowAudit || a == protocol.ListJoinings
 }
 
 func (s *seen) add(id string, until time.Time) (bool, error) {

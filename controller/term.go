@@ -51,6 +51,7 @@ type term struct {
 	pace     pace
 	strange  limiter // log lines about messages that make no sense
 	unproven limiter // refused requests of nobody in particular
+	joiners  limiter // machines with a token that were refused
 
 	changing  sync.Mutex    // held by whatever changes nodes, deployments or desired states
 	deployed  chan struct{} // something may have become garbage
@@ -73,6 +74,7 @@ func (c *Controller) newTerm(ctx context.Context, lead *store.Term) (*term, erro
 		listings: broker.NewCache[[]string](listingBytes),
 		strange:  limiter{every: time.Second, burst: 10},
 		unproven: limiter{every: time.Second / 20, burst: 20},
+		joiners:  limiter{every: 5 * time.Second, burst: 50},
 		deployed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -149,6 +151,9 @@ func (t *term) subscribe() error {
 		if err := t.on(up(what), t.bounded(nodes, nodeTimeout, t.forNode(serve))); err != nil {
 			return err
 		}
+	}
+	if err := t.on(up(protocol.UpJoin), t.bounded(make(chan struct{}, joinWorkers), nodeTimeout, t.join)); err != nil {
+		return err
 	}
 	users := make(chan struct{}, userWorkers)
 	if err := t.on(protocol.ControllerRequests, t.bounded(users, userTimeout, t.request)); err != nil {

@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -42,12 +43,28 @@ func NewFleet(name string) (*FleetKeys, error) {
 	if k.System, err = seed(nkeys.CreateAccount); err != nil {
 		return nil, err
 	}
+	_, err = k.Complete()
+	return k, err
+}
+
+// Complete makes the signing keys of roles that there were not yet when the fleet was made. Then the account JWT has to be
+// published again.
+func (k *FleetKeys) Complete() (changed bool, err error) {
 	for _, r := range Roles {
-		if k.Signing[r], err = seed(nkeys.CreateAccount); err != nil {
-			return nil, err
+		if k.Signing[r] != "" {
+			continue
 		}
+		pair, err := nkeys.CreateAccount()
+		if err != nil {
+			return changed, err
+		}
+		seed, err := pair.Seed()
+		if err != nil {
+			return changed, err
+		}
+		k.Signing[r], changed = string(seed), true
 	}
-	return k, nil
+	return changed, nil
 }
 
 func pairOf(seed string) (nkeys.KeyPair, string, error) {
@@ -108,6 +125,9 @@ func (k *FleetKeys) account(revoked map[string]time.Time) (*jwt.AccountClaims, e
 	ac.Name = k.Name
 	ac.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: -1, MemoryStorage: -1, Streams: -1, Consumer: -1}
 	for _, r := range Roles {
+		if k.Signing[r] == "" {
+			continue // of a fleet that was made before there was the role; see Complete
+		}
 		_, key, err := pairOf(k.Signing[r])
 		if err != nil {
 			return nil, err
@@ -148,7 +168,9 @@ func (k *FleetKeys) issue(name string, r Role, publicKey string, expires time.Ti
 		return "", fmt.Errorf("%q is not a user's public key", publicKey)
 	}
 	seed, ok := k.Signing[r]
-	if !ok {
+	if !ok && slices.Contains(Roles, r) {
+		return "", fmt.Errorf("the fleet's keys have none for the role %s", r)
+	} else if !ok {
 		return "", fmt.Errorf("there is no role %q; the roles are %v", r, Roles)
 	}
 	signer, _, err := pairOf(seed)

@@ -18,14 +18,15 @@ const (
 	Operator   Role = "operator"   // runs whitelisted commands and actions
 	Deployer   Role = "deployer"   // deploys, rolls back, reboots
 	Admin      Role = "admin"      // everything, and access
+	Joiner     Role = "joiner"     // a token: asks to become the node that it names
 )
 
 // Roles are all roles that a fleet's account has a signing key for.
-var Roles = []Role{Node, Controller, Viewer, Operator, Deployer, Admin}
+var Roles = []Role{Node, Controller, Viewer, Operator, Deployer, Admin, Joiner}
 
 var people = []Role{Viewer, Operator, Deployer, Admin}
 
-// AtLeast tells whether r may do what least is needed for. Nodes and controllers may order nothing.
+// AtLeast tells whether r may do what least is needed for. Nodes, controllers and tokens may order nothing.
 func (r Role) AtLeast(least Role) bool {
 	i, j := slices.Index(people, r), slices.Index(people, least)
 	return i >= 0 && j >= 0 && i >= j
@@ -80,6 +81,11 @@ const (
 	ShowBlob        Action = "blob-show"     // BlobRequest; answered with a BlobReply
 	PutAccount      Action = "account-put"   // AccountUpdate; answered with an AccountReply
 	ShowAudit       Action = "audit"         // AuditQuery; answered with an AuditPage
+	ListJoinings    Action = "joinings"      // Page, whose names are nodes' and whose After is a Next; answered with a JoiningList
+	AnswerJoining   Action = "join-answer"   // JoinAnswer
+
+	// Join is what a machine with a token does. Nobody orders it; the record has it.
+	Join Action = "join"
 )
 
 // leastRole is the one table of who may do what. An action without a row needs Admin.
@@ -118,6 +124,8 @@ var leastRole = map[Action]Role{
 	ShowManifest:    Viewer,
 	ShowBlob:        Viewer,
 	PutAccount:      Admin,
+	ListJoinings:    Admin,
+	AnswerJoining:   Admin,
 	// The record tells what everybody did and was refused, admins too. No work needs that: it is for those who answer
 	// for access, and a credentials file in a program's hands (a viewer's, most often) should not bring it along.
 	ShowAudit: Admin,
@@ -134,10 +142,10 @@ func LeastRole(a Action) Role {
 // OnlyAsks tells whether an action changes nothing, whatever comes of it: a viewer may do it, and nothing is run for it.
 func OnlyAsks(a Action) bool { return LeastRole(a) == Viewer && a != RunCommand }
 
-// Permissions are what the broker lets a role publish and subscribe; {{name()}} is the user's name.
+// Permissions are what the broker lets a role publish and subscribe; {{name()}} is the user's name, {{subject()}} its key.
 // nats-server expands the templates of scoped signing keys itself (its docs: securing_nats/jwt).
 func Permissions(r Role) (jwt.Permissions, error) {
-	const name = "{{name()}}"
+	const name, key = "{{name()}}", "{{subject()}}"
 	var pub, sub []string
 	switch r {
 	case Node:
@@ -147,6 +155,10 @@ func Permissions(r Role) (jwt.Permissions, error) {
 		pub = []string{"ni.*.reply.*.*." + ControllerName, "ni.*.node.*.down.>", "ni.*.controller." + name + ".audit",
 			"$JS.API.>", "$JS.ACK.>", "$O.>"}
 		sub = []string{"ni.*.ctl.req.*", "ni.*.node.*.up.*", "ni.*.controller." + name + ".inbox.>"}
+	case Joiner:
+		// Both are within what a controller of an older account JWT may hear and say.
+		pub = []string{"ni.*.node." + name + ".up." + UpJoin}
+		sub = []string{"ni.*.node." + name + ".down." + UpJoin + "." + key + ".>"}
 	case Viewer, Operator, Deployer, Admin:
 		for _, tier := range people[:slices.Index(people, r)+1] {
 			for _, to := range []string{"node.*", "all", "ctl"} {

@@ -13,7 +13,9 @@ import (
 //	ctl.req.<role>                    a signed request to the controller
 //	reply.<user>.<request>.<sender>   an answer to a user; <sender> is a node's name or ControllerName
 //	node.<node>.up.<what>             a node to the controller: beat, manifest, blob, report, ping, audit
+//	node.<node>.up.join               a machine with a token for a node to the controller
 //	node.<node>.down.>                the controller to a node: look, and the inbox for answers to up.*
+//	node.<node>.down.join.<token>.>   the controller to a machine with a token, whose public key <token> is
 //	node.<node>.tunnel.<user>.<id>    frames of a tunnel, from the user to the node; back they go as reply.<user>.<id>.<node>
 //	node.<node>.event.<deployment>    progress and build log of a deployment, for whoever watches
 //	controller.<name>.>               a controller's own inbox and audit records
@@ -35,6 +37,7 @@ const (
 	UpReport   = "report"
 	UpPing     = "ping"
 	UpAudit    = "audit"
+	UpJoin     = "join" // not the node itself, but a machine that is to become it
 )
 
 // subject joins tokens below the protocol's prefix.
@@ -92,6 +95,12 @@ func InboxPrefix(node string) string { return subject("node", node, "down") }
 // LookSubject is where the controller tells a node to look at its desired state.
 func LookSubject(node string) string { return subject("node", node, "down", "look") }
 
+// JoinInbox is under which a machine with a token receives what the controller answers.
+func JoinInbox(node, token string) string { return subject("node", node, "down", UpJoin, token) }
+
+// JoinNudge is where the controller tells a machine with a token to ask again.
+func JoinNudge(node, token string) string { return JoinInbox(node, token) + ".look" }
+
 // EventSubject is where a node publishes the progress of a deployment; node may be "*".
 func EventSubject(node, deployment string) string {
 	return subject("node", node, "event", deployment)
@@ -146,6 +155,13 @@ func ReplySender(s string) (sender string, ok bool) {
 func OwnInbox(node, reply string) bool {
 	t := strings.Split(reply, ".")
 	return isSubject(t) && len(t) > 5 && t[0] == "ni" && t[2] == "node" && t[3] == node && t[4] == "down"
+}
+
+// OwnJoinInbox tells whether an answer to a machine with a token may go to this subject. With the token "" it may be any
+// one's for that node, as for whom nothing is proven of yet.
+func OwnJoinInbox(node, token, reply string) bool {
+	t := strings.Split(reply, ".")
+	return OwnInbox(node, reply) && len(t) > 7 && t[5] == UpJoin && (token == "" || t[6] == token)
 }
 
 // OwnReply tells whether sender may answer there when the requester could not be identified: any

@@ -148,6 +148,19 @@ func (b *Broker) SetAccount(token string) (bool, error) {
 	return true, nil
 }
 
+// Address is from where somebody is connected, by their public key: an IP address, "" where nobody is or the broker is
+// external. Behind a proxy it is the proxy's.
+func (b *Broker) Address(key string) string {
+	if b.server == nil {
+		return ""
+	}
+	list, err := b.server.Connz(&server.ConnzOptions{Username: true, User: key, Limit: 1})
+	if err != nil || len(list.Conns) == 0 {
+		return ""
+	}
+	return list.Conns[0].IP
+}
+
 // listenAddress splits host:port and tries it, because the server's own error comes too late and
 // does not name the setting. Port 0 is any free one.
 func listenAddress(setting, address string) (string, int, error) {

@@ -11,6 +11,7 @@
 //	/nix-infra/deployments/<id>/nodes/<node>  Entry, held back or released
 //	/nix-infra/rollouts/<id>                rollout.Rollout: where the release of a deployment stands
 //	/nix-infra/account                      the newest account JWT, which says who was revoked
+//	/nix-infra/joinings/<key>               protocol.Joining of a token, under a lease until the token has ended
 //	/nix-infra/seen/<id>                    requests that must not run twice, under a lease until they expire
 //
 // Everybody may read; only the elected leader writes, through its Term, and each of its writes holds
@@ -48,6 +49,7 @@ const (
 	deployments = root + "deployments/"
 	rollouts    = root + "rollouts/"
 	account     = root + "account"
+	joinings    = root + "joinings/"
 	seen        = root + "seen/"
 )
 
