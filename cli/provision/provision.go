@@ -1,8 +1,9 @@
 // Package provision brings machines into the fleet: over SSH, which is used once, or with files that
 // somebody carries.
 //
-// Start here: Install is the way of a program onto a machine. ssh.go is how the machine is reached,
-// ca.go what the operator signs.
+// Start here: Arrival (arrival.go) is the way of a machine, whatever runs on it, to one that runs NixOS, by the
+// conversion in convert.go; Install, here, is the way of a program onto it. ssh.go is how the machine is reached,
+// hostkey.go how it is known to be the same one, provider.go where machines come from, ca.go what the operator signs.
 package provision
 
 import (
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/machine"
 )
 
 // Program is what gets installed: the agent or the controller.
@@ -25,32 +27,8 @@ type Program struct {
 	Unit string // text of the systemd unit
 }
 
-// searchPath is where the programs that ours need (nix, systemd's) are, on NixOS and elsewhere.
-const searchPath = "/run/wrappers/bin:/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// Agent is the agent. Its unit has no sandbox: what the agent runs, an activation, has to change the
-// whole machine. It is the last that the kernel kills for memory, and it never stays down: while it is
-// gone the machine can't be reached.
-var Agent = Program{Name: "nix-infra-agent", Role: protocol.Node, Unit: `[Unit]
-Description=nix-infra agent
-After=dbus.service nix-daemon.socket
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-Environment=PATH=` + searchPath + `
-ExecStart=/var/lib/nix-infra-agent/bin/nix-infra-agent run
-Restart=always
-RestartSec=1
-WatchdogSec=60
-KillMode=mixed
-TimeoutStopSec=10
-OOMScoreAdjust=-500
-LimitNOFILE=65536
-
-[Install]
-WantedBy=multi-user.target
-`}
+// Agent is the agent.
+var Agent = Program{Name: "nix-infra-agent", Role: protocol.Node, Unit: machine.AgentUnit}
 
 // Controller is the controller: a connection a node, so many files.
 var Controller = Program{Name: "nix-infra-controller", Role: protocol.Controller, Unit: `[Unit]
@@ -60,7 +38,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
-Environment=PATH=` + searchPath + `
+Environment=PATH=` + machine.SearchPath + `
 ExecStart=/var/lib/nix-infra-controller/bin/nix-infra-controller run
 Restart=always
 RestartSec=1
@@ -228,21 +206,14 @@ func (i Installation) request(ctx context.Context, m *Machine) (*protocol.EnrolR
 	return &r, nil
 }
 
-// lastingUnits and passingUnits are where a unit can be put. NixOS's /etc/systemd/system is a link into the
-// store: there the unit lasts until the next boot, and the deployed configuration brings the lasting one.
-const (
-	lastingUnits = "/etc/systemd/system"
-	passingUnits = "/run/systemd/system"
-)
-
 func (i Installation) start(ctx context.Context, m *Machine) (lasting bool, err error) {
-	if _, err := run(ctx, stepTime, m, nil, "test", "-d", passingUnits); err != nil {
+	if _, err := run(ctx, stepTime, m, nil, "test", "-d", machine.PassingUnits); err != nil {
 		return false, errors.New("the machine does not run systemd")
 	}
-	_, err = run(ctx, stepTime, m, nil, "sh", "-c", `[ -d "$1" ] && [ ! -L "$1" ] && [ -w "$1" ]`, "sh", lastingUnits)
-	dir := passingUnits
+	_, err = run(ctx, stepTime, m, nil, "sh", "-c", `[ -d "$1" ] && [ ! -L "$1" ] && [ -w "$1" ]`, "sh", machine.LastingUnits)
+	dir := machine.PassingUnits
 	if lasting = err == nil; lasting {
-		dir = lastingUnits
+		dir = machine.LastingUnits
 	}
 	if err := upload(ctx, m, dir+"/"+i.Program.unit(), []byte(i.Program.Unit), "0644"); err != nil {
 		return false, err
