@@ -17,14 +17,23 @@ import (
 )
 
 // The nodes' root file system is two read-only layers: Debian, which takes half a minute and hardly ever changes,
-// and the base system on it, which takes a second and changes with testos. A layer's name holds the hash of all
-// that it is made from, so a stale one is never used.
+// and the base system on it, which takes a second and changes with testos. Plain nodes have another second layer,
+// which takes Nix away. A layer's name holds the hash of all that it is made from, so a stale one is never used.
 var (
 	//go:embed debian.sh
 	debianScript string
 	//go:embed system.sh
 	systemScript string
+	//go:embed plain.sh
+	plainScript string
+	//go:embed install.sh
+	installScript string
 )
+
+// InfectScript is the lab's stand-in of nixos-infect, for a plain node.
+//
+//go:embed infect.sh
+var InfectScript string
 
 const suite = "trixie"
 
@@ -45,17 +54,20 @@ func cacheDir() string {
 	return "/var/cache/nix-infra-lab"
 }
 
-// layers are the folders for overlayfs, the top one first.
-func (l *Lab) layers() []string {
+// lowerdirs are layers' folders as overlayfs takes them, the top one first.
+func lowerdirs(layers []string) string {
 	var dirs []string
-	for _, layer := range l.state.Layers {
+	for _, layer := range layers {
 		dirs = append(dirs, filepath.Join(cacheDir(), layer, "root"))
 	}
-	return dirs
+	return strings.Join(dirs, ":")
 }
 
-// ensureImage makes the layers that are missing and returns their names, the top one first.
-func ensureImage(ctx context.Context, log io.Writer) ([]string, error) {
+// image is the names of the layers, the top one first.
+type image struct{ system, plain []string }
+
+// ensureImage makes the layers that are missing.
+func ensureImage(ctx context.Context, log io.Writer) (*image, error) {
 	unlock, err := lock(ctx, filepath.Join(cacheDir(), "image.lock"))
 	if err != nil {
 		return nil, err
@@ -76,15 +88,22 @@ func ensureImage(ctx context.Context, log io.Writer) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	system := "system-" + hash(debian, systemScript, sum)
+	system := "system-" + hash(debian, systemScript, installScript, sum)
 	if err := ensureLayer(system, func(dir string) error {
 		fmt.Fprintln(log, "building the nodes' base system")
 		return makeSystem(ctx, dir, filepath.Join(cacheDir(), debian, "root"))
 	}); err != nil {
 		return nil, fmt.Errorf("lab: base system: %w", err)
 	}
-	pruneLayers(log, debian, system)
-	return []string{system, debian}, nil
+	plain := "plain-" + hash(debian, plainScript)
+	if err := ensureLayer(plain, func(dir string) error {
+		fmt.Fprintln(log, "taking Nix away for the plain nodes")
+		return script(ctx, plainScript, "DIR="+dir, "DEBIAN="+filepath.Join(cacheDir(), debian, "root"))
+	}); err != nil {
+		return nil, fmt.Errorf("lab: plain system: %w", err)
+	}
+	pruneLayers(log, debian, system, plain)
+	return &image{system: []string{system, debian}, plain: []string{plain, debian}}, nil
 }
 
 func hash(parts ...string) string {
@@ -121,7 +140,7 @@ func pruneLayers(log io.Writer, keep ...string) {
 	labs, _ := List()
 	for _, name := range labs {
 		if l, err := attach(name, io.Discard); err == nil {
-			for _, layer := range l.state.Layers {
+			for _, layer := range append(l.state.Layers, l.state.PlainLayers...) {
 				used[layer] = true
 			}
 		}
@@ -162,7 +181,7 @@ func makeSystem(ctx context.Context, dir, debian string) error {
 	if err := testos.WriteBase(filepath.Join(root, "usr/lib/testos/base"), testos.Values{NodeName: "base"}); err != nil {
 		return err
 	}
-	return script(ctx, systemScript, "DIR="+dir, "DEBIAN="+debian)
+	return script(ctx, systemScript, "DIR="+dir, "DEBIAN="+debian, "INSTALL="+installScript)
 }
 
 // script runs one of the build scripts in mount and process namespaces of its own: whatever it mounts or leaves

@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 )
 
@@ -39,6 +40,13 @@ type Options struct {
 type NodeOptions struct {
 	// DiskMiB bounds the node's disk (what it writes over the shared root file system); zero means no bound.
 	DiskMiB int
+	// Plain is a machine before anybody made it NixOS: Debian with sshd and sudo, without Nix. InfectScript, run there
+	// as root, has its next boot be an ordinary node.
+	Plain bool
+	// SudoUser is a user of a plain node who may do everything by sudo, without a password; root may not log in then.
+	SudoUser string
+	// AuthorizedKeys are the keys that let root, or that user, in by SSH, as such a file has them; empty means the lab's.
+	AuthorizedKeys string
 }
 
 // Lab is a switch with nodes on it.
@@ -119,7 +127,7 @@ func attach(name string, log io.Writer) (*Lab, error) {
 
 // create makes the lab's folder. The caller holds the lab's lock.
 func create(ctx context.Context, o Options) (*Lab, error) {
-	layers, err := ensureImage(ctx, o.Log)
+	image, err := ensureImage(ctx, o.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +142,7 @@ func create(ctx context.Context, o Options) (*Lab, error) {
 	if _, err := run(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab "+o.Name, "-f", l.SSHKey()); err != nil {
 		return nil, fmt.Errorf("lab %s: %w", o.Name, err)
 	}
-	l.state = state{Layers: layers, NextIndex: 1}
+	l.state = state{Layers: image.system, PlainLayers: image.plain, NextIndex: 1}
 	if o.OwnerPID != 0 {
 		l.state.Owner = o.OwnerPID
 		l.state.OwnerStarted = processStarted(o.OwnerPID)
@@ -161,6 +169,38 @@ func (l *Lab) StartWith(ctx context.Context, o NodeOptions, names ...string) ([]
 	}
 	wg.Wait()
 	return nodes, errors.Join(errs...)
+}
+
+// Remove takes a node away for good, disk and all: a later one of its name is another machine, of another address.
+func (l *Lab) Remove(ctx context.Context, name string) error {
+	unlock, err := lock(ctx, lockFile(l.name))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.loadLocked(); err != nil {
+		return err
+	}
+	n := l.nodes[name]
+	if n == nil {
+		return nil
+	}
+	if err := n.Kill(ctx); err != nil {
+		return err
+	}
+	removeCgroup(n.cgroup())
+	delete(l.nodes, name)
+	l.state.Nodes = slices.DeleteFunc(l.state.Nodes, func(s nodeState) bool { return s.Name == name })
+	if err := l.save(); err != nil {
+		return err
+	}
+	_, _ = run(ctx, "ip", "netns", "del", filepath.Base(n.netns())) // there is none where it never booted
+	if err := os.RemoveAll(n.dir()); err != nil {
+		return fmt.Errorf("node %s: %w", name, err)
+	}
+	return l.writeHosts(ctx)
 }
 
 // Node returns the node of that name, or nil when there is none.

@@ -23,10 +23,11 @@ type Node struct {
 	lab     *Lab
 	index   int
 	diskMiB int
+	plain   bool // when it was made
 }
 
 func newNode(l *Lab, s nodeState) *Node {
-	return &Node{Name: s.Name, IP: fmt.Sprintf("%s.%d", network, 10+s.Index), lab: l, index: s.Index, diskMiB: s.DiskMiB}
+	return &Node{Name: s.Name, IP: fmt.Sprintf("%s.%d", network, 10+s.Index), lab: l, index: s.Index, diskMiB: s.DiskMiB, plain: s.Plain}
 }
 
 func (n *Node) dir() string    { return filepath.Join(n.lab.dir, "nodes", n.Name) }
@@ -45,6 +46,9 @@ func (l *Lab) ensureNodes(ctx context.Context, o NodeOptions, names []string) ([
 		return nil, err
 	}
 	var nodes, made []*Node
+	if o.SudoUser != "" && (!o.Plain || !label.MatchString(o.SudoUser)) {
+		return nil, fmt.Errorf("lab %s: user %q: only plain nodes have one, named by lower-case letters, digits and inner hyphens", l.name, o.SudoUser)
+	}
 	for _, name := range names {
 		if !label.MatchString(name) {
 			return nil, fmt.Errorf("lab %s: node name %q: use up to 32 lower-case letters, digits and inner hyphens", l.name, name)
@@ -54,7 +58,7 @@ func (l *Lab) ensureNodes(ctx context.Context, o NodeOptions, names []string) ([
 			if l.state.NextIndex > maxNodes {
 				return nil, fmt.Errorf("lab %s: node %s would be number %d, and there are addresses for %d", l.name, name, l.state.NextIndex, maxNodes)
 			}
-			s := nodeState{Name: name, Index: l.state.NextIndex, DiskMiB: o.DiskMiB}
+			s := nodeState{Name: name, Index: l.state.NextIndex, DiskMiB: o.DiskMiB, Plain: o.Plain}
 			l.state.NextIndex++
 			l.state.Nodes = append(l.state.Nodes, s)
 			n = newNode(l, s)
@@ -64,7 +68,7 @@ func (l *Lab) ensureNodes(ctx context.Context, o NodeOptions, names []string) ([
 		nodes = append(nodes, n)
 	}
 	for _, n := range made {
-		if err := n.makeDisk(ctx); err != nil {
+		if err := n.makeDisk(ctx, o); err != nil {
 			return nil, err
 		}
 	}
@@ -100,28 +104,40 @@ func (l *Lab) writeHosts(ctx context.Context) error {
 
 // makeDisk makes the node's folder: an empty disk, and the seed that every boot copies onto it where newer,
 // which is how the machine gets its identity.
-func (n *Node) makeDisk(ctx context.Context) error {
+func (n *Node) makeDisk(ctx context.Context, o NodeOptions) error {
 	fail := func(err error) error { return fmt.Errorf("node %s: disk: %w", n.Name, err) }
 	if err := os.RemoveAll(n.dir()); err != nil {
 		return fail(err)
 	}
 	seed := filepath.Join(n.dir(), "seed")
-	for _, dir := range []string{"upper", "work", "root", "disk", "containers", "seed/etc/ssh", "seed/root/.ssh"} {
+	for _, dir := range []string{"upper", "work", "root", "disk", "containers", "seed/etc/ssh"} {
 		if err := os.MkdirAll(filepath.Join(n.dir(), dir), 0o755); err != nil {
 			return fail(err)
 		}
 	}
-	for _, dir := range []string{"seed/root", "seed/root/.ssh"} {
-		if err := os.Chmod(filepath.Join(n.dir(), dir), 0o700); err != nil {
+	keys := []byte(o.AuthorizedKeys)
+	if len(keys) == 0 {
+		var err error
+		if keys, err = os.ReadFile(n.lab.SSHKey() + ".pub"); err != nil {
 			return fail(err)
 		}
 	}
-	key, err := os.ReadFile(n.lab.SSHKey() + ".pub")
-	if err != nil {
-		return fail(err)
-	}
-	if err := os.WriteFile(filepath.Join(seed, "root/.ssh/authorized_keys"), key, 0o600); err != nil {
-		return fail(err)
+	if o.SudoUser != "" {
+		// The user is made at the first boot, by the node's own useradd.
+		if err := os.WriteFile(filepath.Join(n.dir(), "sudo-user"), []byte(o.SudoUser), 0o644); err != nil {
+			return fail(err)
+		}
+		if err := os.WriteFile(filepath.Join(n.dir(), "sudo-keys"), keys, 0o644); err != nil {
+			return fail(err)
+		}
+	} else {
+		ssh := filepath.Join(seed, "root/.ssh")
+		if err := errors.Join(os.Mkdir(filepath.Dir(ssh), 0o700), os.Mkdir(ssh, 0o700)); err != nil {
+			return fail(err)
+		}
+		if err := os.WriteFile(filepath.Join(ssh, "authorized_keys"), keys, 0o600); err != nil {
+			return fail(err)
+		}
 	}
 	if err := os.WriteFile(filepath.Join(seed, "etc/hostname"), []byte(n.Name+"\n"), 0o644); err != nil {
 		return fail(err)
@@ -130,8 +146,10 @@ func (n *Node) makeDisk(ctx context.Context) error {
 		"-f", filepath.Join(seed, "etc/ssh/ssh_host_ed25519_key")); err != nil {
 		return fail(err)
 	}
-	if err := testos.WriteBase(filepath.Join(seed, "etc/nixos"), testos.Values{NodeName: n.Name, SSHKey: string(key)}); err != nil {
-		return fail(err)
+	if !n.plain {
+		if err := testos.WriteBase(filepath.Join(seed, "etc/nixos"), testos.Values{NodeName: n.Name, SSHKey: string(keys)}); err != nil {
+			return fail(err)
+		}
 	}
 	if n.diskMiB > 0 {
 		image := filepath.Join(n.dir(), "disk.img")

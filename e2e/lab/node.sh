@@ -1,5 +1,5 @@
 # One node, from its first boot to its end: runs in a mount namespace of its own, which takes the mounts with it
-# however the node ends. NODE DIR CGROUP LOWER NETNS ADDRESS GATEWAY come from power.go.
+# however the node ends. NODE DIR CGROUP LOWER PLAIN INSTALL NETNS ADDRESS GATEWAY come from power.go.
 
 # The host's /sys/fs/cgroup may be v1 or hybrid. Here it is cgroup2, whatever the host's is.
 umount -R -l /sys/fs/cgroup
@@ -20,9 +20,57 @@ if [ -e "$DIR/disk.img" ]; then
   mount -o loop "$DIR/disk.img" "$disk"
   mkdir -p "$disk/upper" "$disk/work" "$disk/containers"
 fi
-mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$disk/upper,workdir=$disk/work" "$DIR/root"
-# On a full disk this fails and the node boots with what it has.
-cp -a --update "$DIR/seed/." "$DIR/root/" || true
+
+# A plain node that was made a NixOS has a disk of its own for that, beside the one that it had before.
+system=$disk
+lower=${PLAIN:-$LOWER}
+if [ -n "$PLAIN" ] && [ -d "$disk/nixos" ]; then
+  system=$disk/nixos
+  lower=$LOWER
+fi
+insert_disk() { # LAYERS DISK
+  mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$DIR/root"
+  # On a full disk this fails and the node boots with what it has.
+  cp -a --update "$DIR/seed/." "$DIR/root/" || true
+}
+insert_disk "$lower" "$system"
+
+if [ -e "$DIR/sudo-user" ]; then
+  user=$(cat "$DIR/sudo-user")
+  chroot "$DIR/root" id "$user" || chroot "$DIR/root" useradd --create-home --shell /bin/bash "$user"
+  install -d -m 700 "$DIR/root/home/$user/.ssh"
+  install -m 600 "$DIR/sudo-keys" "$DIR/root/home/$user/.ssh/authorized_keys"
+  chroot "$DIR/root" chown -R "$user:$user" "/home/$user/.ssh"
+  echo "$user ALL=(ALL) NOPASSWD: ALL" >"$DIR/root/etc/sudoers.d/lab"
+  echo "PermitRootLogin no" >"$DIR/root/etc/ssh/sshd_config.d/a-root.conf" # the first file that says it wins
+  rm "$DIR/sudo-user"
+fi
+
+# What NixOS's boot does where it finds /etc/NIXOS_LUSTRATE: the files named in that stay, all else of the old system is
+# out of the way, and the new one boots. The new one is made here, of /etc/nixos, where there is the network for it
+# on a real machine's old system.
+lustrate() {
+  new=$disk/nixos.new
+  rm -rf "$new"
+  mkdir -p "$new/upper" "$new/work"
+  while read -r kept; do
+    [ ! -e "$DIR/root/$kept" ] || (cd "$DIR/root" && cp -a --parents "$kept" "$new/upper/")
+  done <"$DIR/root/etc/NIXOS_LUSTRATE"
+  umount -R "$DIR/root"
+  rm -rf "$DIR/seed/root" "$DIR/seed/etc/ssh" # what the old system's owner had put there
+  insert_disk "$LOWER" "$new"
+  mount -t proc proc "$DIR/root/proc"
+  mount --rbind /dev "$DIR/root/dev"
+  mount -t tmpfs tmpfs "$DIR/root/run"
+  mount -t tmpfs tmpfs "$DIR/root/tmp"
+  cp -r "$DIR/root/usr/lib/testos/base" "$DIR/root/tmp/system"
+  cp "$DIR/root/etc/nixos/"* "$DIR/root/tmp/system/"
+  sed -i "s/\"base\"/\"$NODE\"/" "$DIR/root/tmp/system/flake.nix"
+  chroot "$DIR/root" /bin/sh -euc "$INSTALL" install /tmp/system "$NODE"
+  umount -R "$DIR/root"
+  mv "$new" "$disk/nixos"
+  insert_disk "$LOWER" "$disk/nixos"
+}
 
 [ -e "$DIR/uuid" ] || tr -d - </proc/sys/kernel/random/uuid >"$DIR/uuid"
 # What containers in a node need: an overlay of theirs can't lie on the node's.
@@ -33,6 +81,7 @@ done
 
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 SYSTEMD_NSPAWN_API_VFS_WRITABLE=network
 while :; do
+  [ ! -e "$DIR/root/etc/NIXOS_LUSTRATE" ] || lustrate
   # A machine that starts has no rules and no addresses from before; these are what its cable gives it.
   nsenter --net="$NETNS" sh -euc '
     nft flush ruleset

@@ -66,7 +66,7 @@ func (n *Node) Boot(ctx context.Context) error {
 	cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"NODE=" + n.Name, "DIR=" + n.dir(), "CGROUP=" + relative,
-		"LOWER=" + strings.Join(n.lab.layers(), ":"),
+		"LOWER=" + lowerdirs(n.lab.state.Layers), "PLAIN=" + n.plainLayers(), "INSTALL=" + installScript,
 		"NETNS=" + n.netns(), "ADDRESS=" + n.IP + "/24", "GATEWAY=" + n.lab.HostIP(),
 	}
 	if err := cmd.Start(); err != nil {
@@ -78,6 +78,14 @@ func (n *Node) Boot(ctx context.Context) error {
 		close(exited)
 	}()
 	return n.ready(ctx, 0, exited)
+}
+
+// plainLayers are what the node boots from until it was made a NixOS, or nothing for one that always was.
+func (n *Node) plainLayers() string {
+	if !n.plain {
+		return ""
+	}
+	return lowerdirs(n.lab.state.PlainLayers)
 }
 
 // Ready returns when the node has finished booting and its sshd answers: for a reboot that something else began.

@@ -21,6 +21,7 @@ type state struct {
 	Owner        int         `json:"owner,omitempty"`
 	OwnerStarted string      `json:"owner_started,omitempty"` // a pid comes back, a pid and its start time don't
 	Layers       []string    `json:"layers"`                  // of the root file system, the top one first
+	PlainLayers  []string    `json:"plain_layers"`            // the same of plain nodes
 	NextIndex    int         `json:"next_index"`
 	Nodes        []nodeState `json:"nodes"`
 }
@@ -29,6 +30,7 @@ type nodeState struct {
 	Name    string `json:"name"`
 	Index   int    `json:"index"`
 	DiskMiB int    `json:"disk_mib,omitempty"`
+	Plain   bool   `json:"plain,omitempty"`
 }
 
 // stateDir holds a folder per lab, disks included.

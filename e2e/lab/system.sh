@@ -7,11 +7,7 @@ mount --rbind /dev "$DIR/merged/dev"
 mount -t tmpfs tmpfs "$DIR/merged/run"
 mount -t tmpfs tmpfs "$DIR/merged/tmp"
 
-chroot "$DIR/merged" /bin/sh -euc '
-  top=$(nix build --no-link --print-out-paths "path:/usr/lib/testos/base#nixosConfigurations.base.config.system.build.toplevel")
-  nix-env --profile /nix/var/nix/profiles/system --set "$top"
-  "$top/bin/switch-to-configuration" boot
-  rm -rf /root/.cache'
+chroot "$DIR/merged" /bin/sh -euc "$INSTALL" install /usr/lib/testos/base base
 
 umount -R "$DIR/merged"
 rm -rf "$DIR/work" "$DIR/merged"
