@@ -23,7 +23,7 @@ type treeFlags struct {
 func (t *treeFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&t.nodeModule, "node-module", "", "node type for all of them, such as node_types/standalone_machine.nix")
 	f.StringVar(&t.nixosVersion, "nixos-version", "", "NixOS version for all of them, this time")
-	f.StringVar(&t.testDir, "test-dir", "", "folder of a test whose nodes and app modules come on top")
+	f.StringVar(&t.testDir, "test-dir", "", "`folder` of a test, whose nodes/ takes the place of the project's")
 	f.BoolVar(&t.allowUnknownPlaceholders, "allow-unknown-placeholders", false, "leave placeholders that nobody knows as they are")
 	f.BoolVar(&t.allowMissing, "allow-missing", false, "leave out secrets that are not in the project, with a warning: a node that has one of before loses it")
 	f.BoolVar(&t.impure, "impure", false, "let the evaluation see the environment of the machine that builds")
@@ -47,7 +47,7 @@ func (t *trees) of(node string) (*project.Tree, error) { return t.project.Tree(t
 func (t *trees) request(node string) project.TreeRequest {
 	return project.TreeRequest{
 		Node: node, NodeModule: t.nodeModule, NixOSVersion: t.nixosVersion, TestDir: t.testDir,
-		Control: slices.Contains(t.control, node), ControlNodes: pick(t.known, t.control), ClusterUUID: t.project.Env.Get("CLUSTER_UUID"),
+		Control: slices.Contains(t.control, node), ControlNodes: pick(t.known, t.control), ClusterUUID: t.project.ClusterUUID(),
 		Nodes: t.known, TrustedKeys: t.trustedKeys, AllowUnknownPlaceholders: t.allowUnknownPlaceholders,
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/nix-infra/nix-infra/protocol"
@@ -67,9 +66,6 @@ func Open(dir, envFile string) (*Project, error) {
 // SSHKeyName is the name of the key pair below ssh/: $SSH_KEY, as the projects of the original have it,
 // or the settings'.
 func (p *Project) SSHKeyName() string { return firstOf(p.Env.Get("SSH_KEY"), p.Settings.SSHKey) }
-
-// ControlNodes is $CTRL_NODES, what --ctrl-nodes defaults to.
-func (p *Project) ControlNodes() []string { return strings.Fields(p.Env.Get("CTRL_NODES")) }
 
 // reserved names would take the place of other files of the tree: a node's own file is <name>.nix.
 var reserved = []string{"configuration", "flake", "hardware-configuration", "networking"}

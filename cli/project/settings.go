@@ -40,6 +40,7 @@ type Settings struct {
 	Cache       Cache                     `yaml:"cache,omitempty"`     // the binary cache of systems that are built here
 	SSHKey      string                    `yaml:"ssh_key,omitempty"`   // name of the key pair below ssh/
 	Provision   Provision                 `yaml:"provision,omitempty"` // how machines are made and brought in, where flags don't say
+	Cluster     Cluster                   `yaml:"cluster,omitempty"`   // what the nodes of a cluster have in common
 	Secrets     map[string]SecretSettings `yaml:"secrets,omitempty"`   // what holds for some secrets, by name
 	Nodes       map[string]NodeSettings   `yaml:"nodes,omitempty"`     // what differs, by node
 }
@@ -64,6 +65,7 @@ type NodeSettings struct {
 	IPv4         string   `yaml:"ipv4,omitempty"` // its public address, for the placeholders
 	SSH          string   `yaml:"ssh,omitempty"`  // [user@]host[:port], where SSH reaches it otherwise than its provider says
 	CloseSSH     *bool    `yaml:"close_ssh,omitempty"`
+	TestDir      string   `yaml:"test_dir,omitempty"` // folder of the test that it is under: see TreeRequest.TestDir
 }
 
 // header opens every settings file that this program makes.
@@ -80,6 +82,8 @@ const header = `# The settings of this nix-infra project.
 #   cache         the binary cache that deploy --build=local pushes to (push) and nodes pull from (pull, keys)
 #   secrets       by name: max_age, such as 90d, from when on it is due to be rotated (defaults.secret_max_age
 #                 is that of all), and generate, the bytes of randomness of its new value
+#   cluster       of a cluster: its id (uuid), control_nodes, and service_groups by node; init-ctrl and init-node
+#                 write them
 #   ssh_key       name of the key pair below ssh/
 #   provision     what nix-infra provision makes machines with, where the flags don't say: provider, location,
 #                 machine_type, image, placement_group, networks, firewalls, labels, method (infect,
@@ -185,6 +189,7 @@ func (s Settings) mistakes() []mistake {
 	add(validMaxAge(d.SecretMaxAge), "defaults", "secret_max_age")
 	s.Rollout.mistakes(func(err error, words ...string) { add(err, append([]string{"rollout"}, words...)...) })
 	s.Cache.mistakes(func(err error, words ...string) { add(err, append([]string{"cache"}, words...)...) })
+	s.Cluster.mistakes(func(err error, words ...string) { add(err, append([]string{"cluster"}, words...)...) })
 	for _, name := range slices.Sorted(maps.Keys(s.Secrets)) {
 		add(protocol.CheckSecretName(name), "secrets", name)
 		add(validMaxAge(s.Secrets[name].MaxAge), "secrets", name, "max_age")
@@ -201,6 +206,7 @@ func (s Settings) mistakes() []mistake {
 		add(validArch(n.Arch), "nodes", name, "arch")
 		add((&protocol.TagsRequest{Tags: n.Tags}).Validate(), "nodes", name, "tags")
 		add(validIPv4(n.IPv4), "nodes", name, "ipv4")
+		add(validTestDir(n.TestDir), "nodes", name, "test_dir")
 		add(validSSHAddress(n.SSH), "nodes", name, "ssh")
 	}
 	return found
@@ -231,6 +237,13 @@ func validArch(a string) error {
 func validModule(m string) error {
 	if m != "" && (!filepath.IsLocal(m) || path.Clean(m) != strings.TrimPrefix(m, "./") || strings.ContainsAny(m, "\\\n\r\x00")) {
 		return fmt.Errorf("%q is no path below the project; expected such as node_types/cluster_node.nix", m)
+	}
+	return nil
+}
+
+func validTestDir(dir string) error {
+	if strings.ContainsAny(dir, "\n\r\x00") {
+		return fmt.Errorf("%q is no folder; expected such as __test__/hello", dir)
 	}
 	return nil
 }

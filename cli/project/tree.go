@@ -26,7 +26,7 @@ type TreeRequest struct {
 	Arch         string
 	SSHKey       string // name below ssh/
 
-	TestDir string // takes the place of the project where nodes/ is looked for
+	TestDir string // takes the place of the project where nodes/ is looked for; "": that of the node's settings
 
 	Control      bool        // gets node_types/control_node.nix too
 	ControlNodes []NodeFacts // of the cluster, in order; none in a fleet
@@ -83,6 +83,9 @@ func (p *Project) Tree(r TreeRequest) (*Tree, error) {
 		c.addNodeModule()
 	}
 	c.addNodeFile()
+	if r.TestDir == "" && c.TestDir != "" {
+		c.warnings = append(c.warnings, fmt.Sprintf("%s is under the test of %s (its test_dir in %s); nix-infra deploy-apps %s takes it off", c.Node, show(c.TestDir), SettingsFile, c.Node))
+	}
 	shared, err := p.shared()
 	c.files = append(c.files, shared...)
 	if err := errors.Join(append(c.errs, err)...); err != nil {
@@ -114,6 +117,7 @@ func (p *Project) newComposer(r TreeRequest) (*composer, error) {
 	}
 	c.Arch = firstOf(r.Arch, own.Arch, about.Arch, p.Settings.Defaults.Arch, DefaultArch)
 	c.SSHKey = firstOf(r.SSHKey, p.SSHKeyName())
+	c.TestDir = firstOf(r.TestDir, own.TestDir)
 	c.NodeModule = firstOf(r.NodeModule, own.NodeModule)
 	if !r.Control { // a control node is of another type than most, unless somebody says so
 		c.NodeModule = firstOf(c.NodeModule, p.Settings.Defaults.NodeModule)

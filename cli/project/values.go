@@ -45,7 +45,7 @@ func (c *composer) sshKey() (string, error) {
 
 func (c *composer) etcdCluster() (string, error) {
 	if len(c.ControlNodes) == 0 {
-		return "", errors.New("no control nodes are given; name them in CTRL_NODES or with --ctrl-nodes")
+		return "", errors.New("no control nodes are known; nix-infra init-ctrl records them, or name them in CTRL_NODES")
 	}
 	var members []string
 	for _, n := range c.ControlNodes {
