@@ -19,8 +19,9 @@ UNIT := ./protocol/... ./nix/... ./agent/... ./controller/... ./cli/...
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## the three static programs, into bin/
+build: ## the three static programs, into bin/, and the names of the MCP servers
 	$(GOBUILD) -o bin/nix-infra ./cli/nix-infra
+	@for server in cluster machine dev; do ln -sfn nix-infra bin/nix-infra-$$server-mcp; done
 	$(GOBUILD) -o bin/nix-infra-agent ./agent/nix-infra-agent
 	$(GOBUILD) -o bin/nix-infra-controller ./controller/nix-infra-controller
 

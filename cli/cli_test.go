@@ -27,3 +27,18 @@ func TestProgram(t *testing.T) {
 		}
 	}
 }
+
+func TestArgsByName(t *testing.T) {
+	for argv, want := range map[string]string{
+		"/usr/bin/nix-infra status web1":               "status web1",
+		"bin/nix-infra-cluster-mcp --project-dir /srv": "mcp cluster --project-dir /srv",
+		"nix-infra-dev-mcp":                            "mcp dev",
+		"nix-infra-linux-amd64 mcp machine":            "mcp machine",
+		"my-mcp status":                                "status",
+		"":                                             "",
+	} {
+		if got := strings.Join(Args(strings.Fields(argv)), " "); got != want {
+			t.Errorf("%q is %q, not %q", argv, got, want)
+		}
+	}
+}

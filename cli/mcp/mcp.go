@@ -65,11 +65,9 @@ func New(o Options) *Server {
 		server.WithTitle(o.Title),
 		server.WithInstructions(o.Instructions),
 		server.WithToolCapabilities(false),
-		server.WithElicitation(),
 		server.WithInputSchemaValidation(),
 		server.WithOutputSchemaValidation(),
 		server.WithToolFilter(s.visible),
-		server.WithLogger(o.Log),
 	)
 	s.addAbout()
 	return s

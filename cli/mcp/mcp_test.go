@@ -158,7 +158,9 @@ func TestToolsAreLeftOut(t *testing.T) {
 			{Name: "deploy", Toolset: "a", Effect: Adds, Allow: "deploy", Action: protocol.Deploy},
 			{Name: "restart", Toolset: "b", Effect: Destroys, Allow: "action", Action: protocol.RunScript},
 		} {
-			Add(s, tool, func(context.Context, *Call, struct{}) (*Answer[line], error) { return &Answer[line]{Summary: "done"}, nil })
+			Add(s, tool, func(context.Context, *Call, struct{}) (*Answer[line], error) {
+				return &Answer[line]{Summary: "done"}, nil
+			})
 		}
 	}
 	for name, test := range map[string]struct {
