@@ -69,6 +69,9 @@ func (t *Token) String() string {
 	return fmt.Sprintf("%s%d.%s.%s", tokenPrefix, t.Version, base64.RawURLEncoding.EncodeToString(data), Digest(data)[:tokenSum])
 }
 
+// LooksLikeToken tells whether a word is meant to be a token, and not the name of a file.
+func LooksLikeToken(word string) bool { return strings.HasPrefix(word, tokenPrefix) }
+
 // ParseToken reads a token's text. What is wrong with it is told from what comes first to what comes last.
 func ParseToken(text string) (*Token, error) {
 	text = strings.TrimSpace(text)

@@ -50,8 +50,8 @@ func (b Backoff) Delay(attempt int, refused bool) time.Duration {
 	return wait
 }
 
-// refusedLogin tells whether the broker was reached and did not want us.
-func refusedLogin(err error) bool {
+// RefusedLogin tells whether the broker was reached and did not want us.
+func RefusedLogin(err error) bool {
 	for _, e := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired} {
 		if errors.Is(err, e) {
 			return true
@@ -60,12 +60,17 @@ func refusedLogin(err error) bool {
 	return false
 }
 
-// dial makes one connection that does not reconnect. ctx ends the attempt, not the connection.
+// dial makes one connection as the node.
 func (l *Link) dial(ctx context.Context, urls []string, extra ...nats.Option) (*nats.Conn, error) {
+	return Dial(ctx, connect.To{URLs: urls, CA: l.o.Machine.Answer.CA, Signer: l.o.Machine.Signer(), Name: l.node,
+		InboxPrefix: protocol.InboxPrefix(l.node)}, extra...)
+}
+
+// Dial makes one connection that does not reconnect. ctx ends the attempt, not the connection.
+func Dial(ctx context.Context, to connect.To, extra ...nats.Option) (*nats.Conn, error) {
 	d := &dialer{ctx: ctx}
 	defer d.done()
-	to := connect.To{URLs: urls, CA: l.o.Machine.Answer.CA, Signer: l.o.Machine.Signer(), Name: l.node,
-		InboxPrefix: protocol.InboxPrefix(l.node), Timeout: loginTimeout}
+	to.Timeout = loginTimeout
 	return to.Dial(append(extra,
 		nats.NoReconnect(),
 		nats.SetCustomDialer(d),

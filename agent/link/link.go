@@ -104,7 +104,7 @@ func (l *Link) Run(ctx context.Context) error {
 		if time.Since(started) > settled {
 			attempt = 0
 		}
-		wait := l.o.Backoff.Delay(attempt, refusedLogin(err))
+		wait := l.o.Backoff.Delay(attempt, RefusedLogin(err))
 		l.o.Log.Warn("no connection to a controller", "error", err, "attempt", attempt+1, "next", wait.Round(100*time.Millisecond))
 		select {
 		case <-ctx.Done():

@@ -33,9 +33,10 @@ func command(in io.Reader, out, errs io.Writer) *cobra.Command {
 		Short: "Brings this machine to the state that its operator signed, and proves it or goes back",
 		Long: "Brings this machine to the state that its operator signed, and proves it or goes back.\n\n" +
 			"Without a command it runs as a service does. To make a machine a node:\n" +
-			"request, have the operator answer, load, start. When no controller can be reached:\n" +
+			"join with a token; or request, have the operator answer, load, start. When no controller can be reached:\n" +
 			"status, rollback, apply.",
-		Example: `  nix-infra-agent request --name web-1 --out request.json
+		Example: `  nix-infra-agent join /run/nix-infra/token
+  nix-infra-agent request --name web-1 --out request.json
   nix-infra-agent load answer.json
   systemctl start nix-infra-agent
   nix-infra-agent status`,
@@ -45,7 +46,7 @@ func command(in io.Reader, out, errs io.Writer) *cobra.Command {
 		RunE:          run.RunE,
 	}
 	root.PersistentFlags().StringVar(&dir, "dir", agent.DefaultDir, "folder of the node's identity and state")
-	root.AddCommand(run, requestCommand(&dir), loadCommand(&dir), statusCommand(&dir), applyCommand(&dir), rollbackCommand(&dir), versionCommand())
+	root.AddCommand(run, requestCommand(&dir), loadCommand(&dir), joinCommand(&dir), statusCommand(&dir), applyCommand(&dir), rollbackCommand(&dir), versionCommand())
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errs)
