@@ -58,7 +58,7 @@ func (a *agent) command(o protocol.CommandOrder, who protocol.Identity) (run.Spe
 	if err != nil {
 		return run.Spec{}, "", err
 	}
-	allowed, err := rule.Match(p.Rules(), o.Argv, who.Role)
+	allowed, err := rule.Match(p.Rules(), o.Argv, o.As(who.Role))
 	if err != nil {
 		return run.Spec{}, "", err
 	}

@@ -216,6 +216,9 @@ func TestCommands(t *testing.T) {
 	}
 	c.refused(protocol.Denied, "", protocol.Admin, protocol.RunCommand, protocol.CommandOrder{Argv: []string{"echo", "NO"}})
 	c.refused(protocol.OverRole, "fail", protocol.Viewer, protocol.RunCommand, protocol.CommandOrder{Argv: []string{"false"}})
+	// Somebody may ask for less than they have, and never for more.
+	c.refused(protocol.OverRole, "fail", protocol.Admin, protocol.RunCommand, protocol.CommandOrder{Argv: []string{"false"}, Role: protocol.Viewer})
+	c.refused(protocol.OverRole, "fail", protocol.Viewer, protocol.RunCommand, protocol.CommandOrder{Argv: []string{"false"}, Role: protocol.Admin})
 	c.refused(protocol.Unknown, "not installed", protocol.Viewer, protocol.RunCommand, protocol.CommandOrder{Argv: []string{"not-installed-anywhere"}})
 	c.refused(protocol.Malformed, "no program", protocol.Viewer, protocol.RunCommand, protocol.CommandOrder{})
 	c.refused(protocol.OverRole, "", protocol.Deployer, protocol.RunShell, protocol.ShellOrder{Text: "id"})

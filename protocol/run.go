@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -28,6 +29,16 @@ type CommandOrder struct {
 	Argv    []string `json:"argv"`              // the program and its arguments, each as the program gets it
 	Timeout int      `json:"timeout,omitempty"` // seconds, at most what the rule has; 0: what the rule has
 	SealTo  string   `json:"seal_to,omitempty"` // public curve key: what is written to stdout is sealed to it
+	Role    Role     `json:"role,omitempty"`    // only by rules that need no more than this, whoever sends it; "": than the sender's
+}
+
+// As is the role by which the rules are gone through that somebody of a role has at hand: theirs, or the lower one that the
+// order asks for.
+func (o *CommandOrder) As(sender Role) Role {
+	if o.Role != "" && sender.AtLeast(o.Role) {
+		return o.Role
+	}
+	return sender
 }
 
 // ShellOrder is RunShell's.
@@ -89,6 +100,9 @@ func (o *CommandOrder) Validate() error {
 	}
 	if err := checkArgs(o.Argv); err != nil {
 		return err
+	}
+	if o.Role != "" && !slices.Contains(people, o.Role) {
+		return fmt.Errorf("%.80q is no role of people", o.Role)
 	}
 	return checkRun(o.Timeout, o.SealTo)
 }

@@ -78,7 +78,10 @@ func TestOrdersOfRunning(t *testing.T) {
 			t.Errorf("%.200v is valid", bad)
 		}
 	}
-	must(t, (&CommandOrder{Argv: []string{"systemctl", "", "--all"}}).Validate())
+	must(t, (&CommandOrder{Argv: []string{"systemctl", "", "--all"}, Role: Viewer}).Validate())
+	if (&CommandOrder{Argv: []string{"uptime"}, Role: Node}).Validate() == nil {
+		t.Error("a node's role was taken")
+	}
 	digest := Digest(nil)
 	must(t, (&ScriptOrder{Module: "mongo-db_2", SHA256: digest}).Validate())
 	for _, bad := range []ScriptOrder{{SHA256: digest}, {Module: "..", SHA256: digest}, {Module: "a/b", SHA256: digest}, {Module: "a"}, {Module: "-a", SHA256: digest}, {Module: "a", SHA256: digest, Env: make([]byte, MaxEnvSize+2000)}} {
