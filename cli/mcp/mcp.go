@@ -97,7 +97,7 @@ func (s *Server) visible(ctx context.Context, tools []mcp.Tool) []mcp.Tool {
 	role := s.callerOf(ctx).Role
 	return slices.DeleteFunc(slices.Clone(tools), func(t mcp.Tool) bool {
 		own := s.tools[t.Name]
-		return own == nil || own.Action != "" && !role.AtLeast(protocol.LeastRole(own.Action))
+		return own == nil || own.Role != "" && !role.AtLeast(own.Role)
 	})
 }
 

@@ -155,8 +155,8 @@ func TestToolsAreLeftOut(t *testing.T) {
 	add := func(s *Server) {
 		for _, tool := range []Tool{
 			{Name: "look", Toolset: "a"},
-			{Name: "deploy", Toolset: "a", Effect: Adds, Allow: "deploy", Action: protocol.Deploy},
-			{Name: "restart", Toolset: "b", Effect: Destroys, Allow: "action", Action: protocol.RunScript},
+			{Name: "deploy", Toolset: "a", Effect: Adds, Allow: "deploy", Role: protocol.Deployer},
+			{Name: "restart", Toolset: "b", Effect: Destroys, Allow: "action", Role: protocol.Operator},
 		} {
 			Add(s, tool, func(context.Context, *Call, struct{}) (*Answer[line], error) {
 				return &Answer[line]{Summary: "done"}, nil

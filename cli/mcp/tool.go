@@ -36,10 +36,10 @@ type Tool struct {
 	Toolset     string
 
 	Effect     Effect
-	Repeatable bool            // doing it twice is doing it once; what reads is
-	OpenWorld  bool            // it reaches what is neither the project nor its fleet
-	Action     protocol.Action // what the caller's role must allow; "" where nobody else is asked
-	Allow      string          // the word of --allow that it needs; "" for none
+	Repeatable bool          // doing it twice is doing it once; what reads is
+	OpenWorld  bool          // it reaches what is neither the project nor its fleet
+	Role       protocol.Role // the least that the caller needs; "" where nobody else is asked
+	Allow      string        // the word of --allow that it needs; "" for none
 
 	Timeout time.Duration // how long a call may take; 0 means a minute
 }
