@@ -41,6 +41,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/agent/audit"
+	"github.com/nix-infra/nix-infra/agent/facts"
 	"github.com/nix-infra/nix-infra/agent/health"
 	"github.com/nix-infra/nix-infra/agent/heartbeat"
 	"github.com/nix-infra/nix-infra/agent/link"
@@ -101,7 +102,8 @@ type agent struct {
 	link      *link.Link
 	heart     *heartbeat.Heart
 	host      reconcile.Host
-	etc       string // the node's source tree
+	etc       string                                // the node's source tree
+	factsFile func(context.Context) ([]byte, error) // makes protocol.FactsFile; nil: there is none
 	engine    *reconcile.Engine
 	runner    run.Host
 	system    string // whose policy counts
@@ -194,10 +196,14 @@ func (a *agent) openEngine() error {
 	}
 	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier, Key: a.machine.XKey, Next: a.machine.NextXKey, Etc: reconcile.DefaultEtc,
 		Upstream: a.link, Host: a.host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
+	if a.o.Host == nil {
+		own := &facts.Source{Node: a.machine.Name, Dir: a.o.Dir, Controller: facts.DefaultController}
+		o.Facts = own.File
+	}
 	if a.o.Deploy != nil {
 		a.o.Deploy(&o)
 	}
-	a.etc = o.Etc
+	a.etc, a.factsFile = o.Etc, o.Facts
 	var err error
 	a.engine, err = reconcile.New(o)
 	return err

@@ -72,8 +72,9 @@ func (a *agent) release(_ context.Context, r *protocol.Verified) (any, error) {
 // maxOwnFile bounds each of the node's own files, in bytes, so that they fit into an answer.
 const maxOwnFile = 128 << 10
 
-// ownFiles are those files of the node's source tree that no deployment brings. The request names none of them.
-func (a *agent) ownFiles(context.Context, *protocol.Verified) (any, error) {
+// ownFiles are those files of the node's source tree that no deployment brings. The request names none of them. Where the facts
+// can't be made, they are left out: not every configuration needs them.
+func (a *agent) ownFiles(ctx context.Context, _ *protocol.Verified) (any, error) {
 	files := map[string][]byte{}
 	for _, name := range protocol.NodeFiles {
 		data, err := readRegular(filepath.Join(a.etc, name), maxOwnFile)
@@ -84,6 +85,13 @@ func (a *agent) ownFiles(context.Context, *protocol.Verified) (any, error) {
 			return nil, fmt.Errorf("the node's own file can't be read: %w", err)
 		}
 		files[name] = data
+	}
+	if a.factsFile != nil {
+		if data, err := a.factsFile(ctx); err == nil {
+			files[protocol.FactsFile] = data
+		} else {
+			a.o.Log.Error("the facts for a configuration can't be made", "error", err)
+		}
 	}
 	return protocol.FileList{Files: files}, nil
 }

@@ -1,15 +1,20 @@
 package agent_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/nix-infra/nix-infra/agent"
+	"github.com/nix-infra/nix-infra/agent/reconcile"
 	"github.com/nix-infra/nix-infra/agent/testfleet"
 	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -30,10 +35,10 @@ func answer[T any](t *testing.T, f *testfleet.Fleet, who *protocol.Signer, a pro
 }
 
 // withGenerations is a node whose profile has the generations 9 (which runs) down to 5.
-func withGenerations(t *testing.T, f *testfleet.Fleet) (*side, *running) {
+func withGenerations(t *testing.T, f *testfleet.Fleet, change ...func(*agent.Options)) (*side, *running) {
 	t.Helper()
 	s := control(t, f)
-	r := start(t, enrolled(t, f))
+	r := start(t, enrolled(t, f), change...)
 	testfleet.Eventually(t, "a beat", func() bool { _, n := s.lastBeat(); return n > 0 })
 	r.host.mu.Lock()
 	defer r.host.mu.Unlock()
@@ -144,7 +149,20 @@ func TestOneGarbageCollection(t *testing.T) {
 
 func TestOwnFiles(t *testing.T) {
 	f := testfleet.New(t)
-	_, r := withGenerations(t, f)
+	const facts = `{"v":1}`
+	var broken atomic.Bool
+	_, r := withGenerations(t, f, func(o *agent.Options) {
+		folders := o.Deploy
+		o.Deploy = func(r *reconcile.Options) {
+			folders(r)
+			r.Facts = func(context.Context) ([]byte, error) {
+				if broken.Load() {
+					return nil, errors.New("no Nix")
+				}
+				return []byte(facts), nil
+			}
+		}
+	})
 	ann := f.User("ann", protocol.Deployer)
 	write := func(name string, size int) {
 		t.Helper()
@@ -155,9 +173,10 @@ func TestOwnFiles(t *testing.T) {
 	write("networking.nix", 100)
 	write("secret.nix", 10)
 	files := answer[protocol.FileList](t, f, ann, protocol.OwnFiles, nil).Files
-	if len(files) != 1 || len(files["networking.nix"]) != 100 {
+	if len(files) != 2 || len(files["networking.nix"]) != 100 || string(files[protocol.FactsFile]) != facts {
 		t.Errorf("files %v", files)
 	}
+	broken.Store(true)
 	refused := func(what string) {
 		t.Helper()
 		if reply := ask(t, f, ann, "ann", protocol.OwnFiles, nil); reply.Refused == nil || reply.Refused.Code != protocol.Failed || !strings.Contains(reply.Refused.Reason, "hardware-configuration.nix") {

@@ -282,7 +282,7 @@ func checkPath(p string) error {
 		return fmt.Errorf("file path %q is not a clean path inside the tree", p)
 	case strings.ContainsAny(p, "\x00\n\r\\"):
 		return fmt.Errorf("file path %q has a control character or a backslash", p)
-	case slices.Contains(NodeFiles, p):
+	case slices.Contains(NodeFiles, p) || p == FactsFile:
 		return fmt.Errorf("%q belongs to the node", p)
 	}
 	for _, part := range strings.Split(p, "/") {

@@ -222,7 +222,7 @@ func (e *Engine) confirm(ctx context.Context, a *attempt, m *protocol.Manifest) 
 		e.toRollback(ctx, a, err.Error(), nil)
 		return
 	}
-	c, reason := e.settled(a, m)
+	c, reason := e.settled(ctx, a, m)
 	if obs, err = e.observe(ctx); err != nil {
 		e.o.Log.Warn("confirmed, and the generation is unknown", "error", err)
 	}
@@ -234,13 +234,13 @@ func (e *Engine) confirm(ctx context.Context, a *attempt, m *protocol.Manifest) 
 
 // settled brings the node's source tree up to date and makes the entry of the history, nil where nothing was
 // deployed: a reboot that brought no other system. The reason says what is not as it should be.
-func (e *Engine) settled(a *attempt, m *protocol.Manifest) (c *Confirmation, reason string) {
+func (e *Engine) settled(ctx context.Context, a *attempt, m *protocol.Manifest) (c *Confirmation, reason string) {
 	if a.backless() {
 		return nil, ""
 	}
 	made, digest := e.madeOf(a, m)
 	if a.Mode != protocol.Test {
-		reason = e.show(a, made)
+		reason = e.show(ctx, a, made)
 	}
 	c = &Confirmation{Digest: digest, Back: a.Rollback}
 	switch {
@@ -253,7 +253,7 @@ func (e *Engine) settled(a *attempt, m *protocol.Manifest) (c *Confirmation, rea
 		c.Tree = before.Tree
 	default:
 		var err error
-		if c.Tree, err = e.treeKey(made); err != nil {
+		if c.Tree, err = e.treeKey(ctx, made); err != nil {
 			e.o.Log.Warn("the next deploy has to build again", "error", err)
 		}
 	}

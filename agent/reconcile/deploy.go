@@ -144,7 +144,7 @@ func (e *Engine) prepareNew(ctx context.Context, a *attempt, m *protocol.Manifes
 	if err != nil {
 		return nil, err
 	}
-	same, done, err := e.unchanged(a, m, obs, asked)
+	same, done, err := e.unchanged(ctx, a, m, obs, asked)
 	if done || err != nil {
 		return nil, err
 	}
@@ -217,7 +217,7 @@ func (e *Engine) fetchTree(ctx context.Context, digest string, m *protocol.Manif
 	if len(m.Files) == 0 {
 		return nil
 	}
-	s, err := e.newStage(m)
+	s, err := e.newStage(ctx, m)
 	if err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func (e *Engine) fetchTree(ctx context.Context, digest string, m *protocol.Manif
 
 // unchanged confirms at once what was confirmed before and still runs: done. Where it has other secrets, it is only the
 // same.
-func (e *Engine) unchanged(a *attempt, m *protocol.Manifest, obs Observation, asked asked) (same, done bool, err error) {
+func (e *Engine) unchanged(ctx context.Context, a *attempt, m *protocol.Manifest, obs Observation, asked asked) (same, done bool, err error) {
 	e.mu.Lock()
 	c, ok := e.j.last()
 	e.mu.Unlock()
@@ -237,7 +237,7 @@ func (e *Engine) unchanged(a *attempt, m *protocol.Manifest, obs Observation, as
 	if a.Mode != protocol.Test && (c.Mode == protocol.Test || obs.Profile != c.Closure) {
 		return false, false, nil
 	}
-	key, err := e.treeKey(m)
+	key, err := e.treeKey(ctx, m)
 	if err != nil || key != c.Tree {
 		return false, false, err
 	}

@@ -35,6 +35,7 @@ type rig struct {
 	loadsFrom string        // where units load secrets from
 	builds    string        // where builds find theirs
 	write     writer
+	facts     func(context.Context) ([]byte, error)
 	steps     []string
 	records   []protocol.AuditRecord
 }
@@ -145,7 +146,7 @@ func (r *rig) start(killAt int) *life {
 	dead := false
 	n := 0
 	e, err := New(Options{Dir: r.dir, Node: nodeName, Verifier: r.verifier, Upstream: r.c, Host: agent{r.m, &dead}, Log: slog.New(slog.DiscardHandler),
-		Etc: r.etc, Roots: r.m.roots, Key: r.key, Next: r.nextKey, Links: r.loadsFrom, Keys: r.builds, Audit: func(a protocol.AuditRecord) {
+		Etc: r.etc, Roots: r.m.roots, Facts: r.facts, Key: r.key, Next: r.nextKey, Links: r.loadsFrom, Keys: r.builds, Audit: func(a protocol.AuditRecord) {
 			r.m.mu.Lock()
 			defer r.m.mu.Unlock()
 			r.records = append(r.records, a)

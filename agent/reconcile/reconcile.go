@@ -131,6 +131,8 @@ type Options struct {
 	Etc    string        // the node's source tree; "": DefaultEtc
 	Roots  string        // gc roots; "": nix.RootsDir
 	Cache  int64         // bytes; 0: DefaultCache
+	// Facts makes protocol.FactsFile, for trees that have protocol.ModuleFile; nil: they get none.
+	Facts func(context.Context) ([]byte, error)
 }
 
 // State is what the heartbeat tells: the newest manifest that the node accepted, and where it stands.

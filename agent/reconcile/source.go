@@ -173,14 +173,14 @@ func (e *Engine) madeOf(a *attempt, m *protocol.Manifest) (*protocol.Manifest, s
 
 // show brings the source tree that a proven closure is made of into the node's own. Where that can't be,
 // it says what is to be seen there instead.
-func (e *Engine) show(a *attempt, made *protocol.Manifest) (reason string) {
+func (e *Engine) show(ctx context.Context, a *attempt, made *protocol.Manifest) (reason string) {
 	before := e.installedManifest()
 	if made == nil {
 		return fmt.Sprintf("proven and kept, but %s shows %s: the files that %s is made of are not known here", e.o.Etc, shown(before), a.New)
 	}
 	_, err := os.Stat(e.stagedTree(made.Deployment))
 	if made.Deployment != a.Deployment && err != nil || a.Rollback {
-		if err := e.restage(made); err != nil {
+		if err := e.restage(ctx, made); err != nil {
 			return fmt.Sprintf("proven and kept, but %s shows %s: %v", e.o.Etc, shown(before), err)
 		}
 	}
@@ -198,8 +198,8 @@ func shown(m *protocol.Manifest) string {
 }
 
 // restage stages the tree of a manifest from what the node still has of it.
-func (e *Engine) restage(m *protocol.Manifest) error {
-	s, err := e.newStage(m)
+func (e *Engine) restage(ctx context.Context, m *protocol.Manifest) error {
+	s, err := e.newStage(ctx, m)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,12 +20,16 @@ const (
 	emptyNode = "{ }\n" // a node file that the machine does not have
 )
 
-// nodeFiles are the node's own files by name, an empty one where it has none. A flake.lock is among
-// them only where the machine has one.
-func nodeFiles(etc string) (map[string][]byte, error) {
+// nodeFiles are the node's own files by name, which a tree gets beside what its manifest brings: an empty one where it has
+// none. A flake.lock is among them only where the machine has one, and the facts only where the tree has the module that
+// reads them.
+func (e *Engine) nodeFiles(ctx context.Context, m *protocol.Manifest) (map[string][]byte, error) {
 	own := map[string][]byte{}
 	for _, name := range append(slices.Clone(protocol.NodeFiles), lockFile) {
-		data, err := atomicfile.Read(filepath.Join(etc, name), protocol.MaxFileSize)
+		if lists(m, name) {
+			continue
+		}
+		data, err := atomicfile.Read(filepath.Join(e.o.Etc, name), protocol.MaxFileSize)
 		if errors.Is(err, fs.ErrNotExist) {
 			if name == lockFile {
 				continue
@@ -36,13 +41,20 @@ func nodeFiles(etc string) (map[string][]byte, error) {
 		}
 		own[name] = data
 	}
+	if e.o.Facts != nil && lists(m, protocol.ModuleFile) {
+		data, err := e.o.Facts(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("the facts for the configuration: %w", err)
+		}
+		own[protocol.FactsFile] = data
+	}
 	return own, nil
 }
 
 // treeKey is the digest of all that is built: what the manifest brings and what the node adds. While it
 // stays the same, so does the closure.
-func (e *Engine) treeKey(m *protocol.Manifest) (string, error) {
-	own, err := nodeFiles(e.o.Etc)
+func (e *Engine) treeKey(ctx context.Context, m *protocol.Manifest) (string, error) {
+	own, err := e.nodeFiles(ctx, m)
 	if err != nil {
 		return "", err
 	}
@@ -51,9 +63,7 @@ func (e *Engine) treeKey(m *protocol.Manifest) (string, error) {
 		Own  map[string]string
 	}{m.Tree(), map[string]string{}}
 	for name, data := range own {
-		if !lists(m, name) {
-			key.Own[name] = protocol.Digest(data)
-		}
+		key.Own[name] = protocol.Digest(data)
 	}
 	return protocol.Digest(protocol.Encode(key)), nil
 }
@@ -74,7 +84,7 @@ type stage struct {
 	files map[string][]protocol.File // by blob
 }
 
-func (e *Engine) newStage(m *protocol.Manifest) (*stage, error) {
+func (e *Engine) newStage(ctx context.Context, m *protocol.Manifest) (*stage, error) {
 	dir := e.stagedTree(m.Deployment)
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, fmt.Errorf("can't clear the staged tree: %w", err)
@@ -90,19 +100,17 @@ func (e *Engine) newStage(m *protocol.Manifest) (*stage, error) {
 	for _, f := range m.Files {
 		s.files[f.SHA256] = append(s.files[f.SHA256], f)
 	}
-	own, err := nodeFiles(e.o.Etc)
+	own, err := e.nodeFiles(ctx, m)
+	for name, data := range own {
+		err = errors.Join(root.MkdirAll(path.Dir(name), 0o755), root.WriteFile(name, data, 0o644))
+		if err != nil {
+			err = fmt.Errorf("can't stage the node's own file: %w", err)
+			break
+		}
+	}
 	if err != nil {
 		root.Close()
 		return nil, err
-	}
-	for name, data := range own {
-		if lists(m, name) {
-			continue
-		}
-		if err := root.WriteFile(name, data, 0o644); err != nil {
-			root.Close()
-			return nil, fmt.Errorf("can't stage the node's own file: %w", err)
-		}
 	}
 	return s, nil
 }
@@ -151,6 +159,11 @@ func (e *Engine) install(m, before *protocol.Manifest) error {
 	if !lists(m, lockFile) {
 		// The build may have written the lock; another build has to find the same one.
 		if err := e.installFile(from, to, lockFile, 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if lists(m, protocol.ModuleFile) {
+		if err := e.installFile(from, to, protocol.FactsFile, 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -238,7 +251,11 @@ func removeGone(to *os.Root, m, before *protocol.Manifest) error {
 	for _, f := range m.Files {
 		now[f.Path] = true
 	}
-	for _, f := range before.Files {
+	gone := slices.Clone(before.Files)
+	if lists(before, protocol.ModuleFile) && !lists(m, protocol.ModuleFile) {
+		gone = append(gone, protocol.File{Path: protocol.FactsFile})
+	}
+	for _, f := range gone {
 		if now[f.Path] || f.Path == lockFile {
 			continue
 		}
