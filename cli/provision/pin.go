@@ -26,6 +26,8 @@ func NodeAlias(node string) string { return node + "@nix-infra" }
 // PinNode pins a node's host key, in place of one that it had before. Who calls it knows that the key is the node's:
 // the one with which it was enrolled, or the one that it shows through a tunnel, which ends at the node for certain.
 func PinNode(file, node string, key ssh.PublicKey) error {
+	pinning.Lock()
+	defer pinning.Unlock()
 	pinned, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

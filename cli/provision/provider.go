@@ -69,3 +69,12 @@ type Provider interface {
 	// delete machines give ErrOwners.
 	Destroy(ctx context.Context, s Server, step func(what string)) error
 }
+
+// KeyKeeper is a provider that keeps public keys, for machines that it makes later.
+type KeyKeeper interface {
+	// AddKey keeps a key, and says whether it is new there. Another key under that name is an error.
+	AddKey(ctx context.Context, k SSHKey) (bool, error)
+
+	// RemoveKey forgets the key of that name, and says whether there was one.
+	RemoveKey(ctx context.Context, name string) (bool, error)
+}

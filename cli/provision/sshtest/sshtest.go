@@ -27,7 +27,10 @@ import (
 )
 
 // folders of the machine that commands are about.
-var folders = []string{"/var/lib/nix-infra-agent", "/var/lib/nix-infra-controller", "/etc/systemd/system", "/run/systemd/system"}
+var folders = []string{
+	"/var/lib/nix-infra-agent", "/var/lib/nix-infra-controller", "/var/lib/nix-infra-convert", "/etc/systemd/system", "/run/systemd/system",
+	"/run/current-system", "/proc/sys/kernel/random", "/etc/os-release", "/etc/nixos", "/root/.ssh",
+}
 
 // Host is the machine.
 type Host struct {
@@ -38,9 +41,11 @@ type Host struct {
 	root     string
 	accepted ssh.PublicKey
 
-	mu       sync.Mutex
-	keys     []ssh.Signer
-	sessions int
+	mu        sync.Mutex
+	users     []string // who may log in; nil: everybody
+	keys      []ssh.Signer
+	sessions  int
+	forwarded []string
 }
 
 // Start runs a machine until the test ends.
@@ -186,8 +191,8 @@ func (h *Host) listen(l net.Listener) {
 
 func (h *Host) serve(conn net.Conn) {
 	defer conn.Close()
-	config := &ssh.ServerConfig{PublicKeyCallback: func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-		if string(key.Marshal()) != string(h.accepted.Marshal()) {
+	config := &ssh.ServerConfig{PublicKeyCallback: func(who ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+		if string(key.Marshal()) != string(h.accepted.Marshal()) || !h.lets(who.User()) {
 			return nil, errors.New("unknown key")
 		}
 		return nil, nil
@@ -203,6 +208,10 @@ func (h *Host) serve(conn net.Conn) {
 	}
 	go ssh.DiscardRequests(requests)
 	for c := range channels {
+		if c.ChannelType() == "direct-tcpip" {
+			go h.forward(c)
+			continue
+		}
 		channel, requests, err := c.Accept()
 		if err != nil {
 			return
@@ -236,7 +245,7 @@ func (h *Host) run(line string, channel ssh.Channel, requests <-chan *ssh.Reques
 	}
 	c := exec.Command("sh", "-c", "exec "+line)
 	c.Stdout, c.Stderr = channel, channel.Stderr()
-	c.Env = []string{"PATH=" + h.Path("/bin") + ":" + os.Getenv("PATH"), "FAKE_UNAME=" + h.Uname}
+	c.Env = []string{"PATH=" + h.Path("/bin") + ":" + os.Getenv("PATH"), "FAKE_UNAME=" + h.Uname, "FAKE_ROOT=" + h.root, "FAKE_HOME=" + h.Path("/home")}
 	stdin, err := c.StdinPipe()
 	if err == nil {
 		err = c.Start()

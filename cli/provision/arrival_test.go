@@ -1,0 +1,284 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nix-infra/nix-infra/cli/project"
+	"github.com/nix-infra/nix-infra/cli/provision/sshtest"
+)
+
+const debian12 = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nID=debian\n"
+
+// arrival is one of a machine that admin may log in to, and its script's text.
+func arrival(t *testing.T, h *sshtest.Host, script string) (*Arrival, *[]string) {
+	tg := target(t, h, "admin")
+	root := tg
+	root.User = "root"
+	j, err := OpenJournal(t.TempDir(), "web1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := &[]string{}
+	return &Arrival{
+		Name: "web1", Ways: []Target{tg, root}, Journal: j,
+		Conversion: Conversion{Method: project.MethodInfect, Version: "25.11", Script: []byte(script)},
+		Step:       func(p Phase, what string) { *steps = append(*steps, string(p)+" "+what) },
+	}, steps
+}
+
+// phases are those of steps, each once in a row.
+func phases(steps []string) []string {
+	var all []string
+	for _, s := range steps {
+		p, _, _ := strings.Cut(s, " ")
+		all = append(all, p)
+	}
+	return slices.Compact(all)
+}
+
+const becomesNixOS = `echo "fetching $NIX_CHANNEL for $SUDO_USER, reboot ${NO_REBOOT:+no}"; touch "$FAKE_ROOT/nixos"`
+
+func TestArrivalConverts(t *testing.T) {
+	h := sshtest.Start(t)
+	h.Runs(t, debian12)
+	a, steps := arrival(t, h, becomesNixOS)
+	m, err := a.NixOS(t.Context())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, strings.Join(*steps, "\n"))
+	}
+	defer m.Close()
+	if want := []string{"reach", "look", "convert", "reboot", "verify"}; !slices.Equal(phases(*steps), want) {
+		t.Errorf("the phases were %v, want %v", phases(*steps), want)
+	}
+	log, err := os.ReadFile(h.Path("/var/lib/nix-infra-convert/log"))
+	if err != nil || string(log) != "fetching nixos-25.11 for admin, reboot no\n" {
+		t.Errorf("the script said %q, %v", log, err)
+	}
+	keys, err := os.ReadFile(h.Path("/root/.ssh/authorized_keys"))
+	if err != nil || !strings.HasPrefix(string(keys), "ssh-ed25519 ") || strings.Count(string(keys), "\n") != 1 {
+		t.Errorf("root is let in by %q, %v", keys, err)
+	}
+	if facts, err := Look(t.Context(), m); err != nil || !facts.NixOS {
+		t.Errorf("it is %+v, %v", facts, err)
+	}
+}
+
+// A machine that runs NixOS is taken as it is, whatever the method.
+func TestArrivalOfNixOS(t *testing.T) {
+	for _, method := range project.Methods {
+		h := sshtest.Start(t)
+		h.Runs(t, "ID=nixos\n")
+		h.NixOS(t)
+		a, steps := arrival(t, h, "exit 1")
+		a.Conversion.Method, a.Conversion.Missing = method, errors.New("no script")
+		m, err := a.NixOS(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Close()
+		if want := []string{"reach", "look"}; !slices.Equal(phases(*steps), want) {
+			t.Errorf("%s: the phases were %v, want %v", method, phases(*steps), want)
+		}
+	}
+}
+
+func TestArrivalRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(t *testing.T, h *sshtest.Host, a *Arrival)
+		want   string
+	}{
+		"another distribution": {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.Runs(t, "PRETTY_NAME='Fedora 41'\nID=fedora\n") }, "look: it runs Fedora 41; machines with NixOS, Debian, or what is made of Debian"},
+		"an installer": {func(t *testing.T, h *sshtest.Host, a *Arrival) {
+			h.Runs(t, "PRETTY_NAME=NixOS\nID=nixos\nVARIANT_ID=installer\n")
+			h.NixOS(t)
+		}, "look: it runs NixOS; machines with"},
+		"method none": {func(t *testing.T, h *sshtest.Host, a *Arrival) { a.Conversion.Method = project.MethodNone }, "look: it runs Debian GNU/Linux 12 (bookworm), and method none converts nothing"},
+		"no script": {func(t *testing.T, h *sshtest.Host, a *Arrival) {
+			a.Conversion.Missing = errors.New("run nix-infra init --fetch")
+		}, "look: run nix-infra init --fetch"},
+		"another type":    {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.Uname = "Linux riscv64" }, `look: it is of type "riscv64"`},
+		"sudo asks":       {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.NoSudo(t, "sudo: a password is required") }, "look: sudo asks admin for a password"},
+		"may not sudo":    {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.NoSudo(t, "admin is not in the sudoers file.") }, "look: sudo does not let admin become root"},
+		"there's no sudo": {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.NoSudo(t, "sh: 1: sudo: not found") }, "look: admin is not root, and there is no sudo"},
+		"no key":          {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.LetOnly("eve") }, "reach: admin@"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := sshtest.Start(t)
+			h.Runs(t, debian12)
+			a, _ := arrival(t, h, becomesNixOS)
+			c.change(t, h, a)
+			_, err := a.NixOS(t.Context())
+			if err == nil || !strings.HasPrefix(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			again, err := OpenJournal(filepath.Dir(a.Journal.file), "web1")
+			if err != nil || !strings.HasPrefix(string(again.Phase)+": "+again.Error, c.want) {
+				t.Errorf("the journal has %+v, %v", again, err)
+			}
+			if _, err := os.Stat(h.Path("/unit/asked")); err == nil {
+				t.Error("something was run on it")
+			}
+		})
+	}
+}
+
+// The script fails; that is tried once more, and then told with the end of its log. The next run does it anew.
+func TestArrivalTellsWhatFailed(t *testing.T) {
+	h := sshtest.Start(t)
+	h.Runs(t, debian12)
+	a, steps := arrival(t, h, `echo "no space left"; exit 7`)
+	_, err := a.NixOS(t.Context())
+	var failed *PhaseError
+	if !errors.As(err, &failed) || failed.Phase != PhaseConvert || !slices.Equal(failed.Log, []string{"no space left"}) ||
+		!strings.Contains(err.Error(), "convert: the conversion script ended with exit-code (7)") {
+		t.Fatalf("got %v (%+v)", err, failed)
+	}
+	if len(h.Asked()) != 2 {
+		t.Errorf("it was run %d times:\n%s", len(h.Asked()), strings.Join(*steps, "\n"))
+	}
+	a.Conversion.Script = []byte(becomesNixOS)
+	m, err := a.NixOS(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
+}
+
+// A script that does not make it NixOS is found out after the reboot.
+func TestArrivalThatStaysWhatItWas(t *testing.T) {
+	h := sshtest.Start(t)
+	h.Runs(t, debian12)
+	a, _ := arrival(t, h, `echo all is well`)
+	_, err := a.NixOS(t.Context())
+	var failed *PhaseError
+	if !errors.As(err, &failed) || failed.Phase != PhaseVerify || !slices.Equal(failed.Log, []string{"all is well"}) {
+		t.Fatalf("got %v (%+v)", err, failed)
+	}
+}
+
+// A run that was ended while the script ran is finished by the next, which waits for that script.
+func TestArrivalGoesOn(t *testing.T) {
+	h := sshtest.Start(t)
+	h.Runs(t, debian12)
+	a, _ := arrival(t, h, `while [ ! -e "$FAKE_ROOT/go" ]; do sleep 0.05; done; `+becomesNixOS)
+	ctx, cancel := context.WithCancel(t.Context())
+	a.Step = func(p Phase, what string) {
+		if p == PhaseConvert {
+			go func() {
+				for len(h.Asked()[0]) == 0 {
+					time.Sleep(10 * time.Millisecond)
+				}
+				cancel()
+			}()
+		}
+	}
+	if _, err := a.NixOS(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	a.Step = func(p Phase, what string) {
+		if what == "the conversion is under way" {
+			os.WriteFile(h.Path("/go"), nil, 0o600)
+		}
+	}
+	m, err := a.NixOS(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
+	if len(h.Asked()) != 1 {
+		t.Errorf("it was run %d times", len(h.Asked()))
+	}
+}
+
+// Another way of conversion leaves the reboot to the owner; the run after that takes the machine as it is.
+func TestMutation(t *testing.T) {
+	h := sshtest.Start(t)
+	h.Runs(t, debian12)
+	a, _ := arrival(t, h, `[ "$1" = --apply ] && [ -z "$NO_REBOOT" ] && touch "$FAKE_ROOT/nixos"`)
+	a.Conversion.Mutation = true
+	for range 2 {
+		if _, err := a.NixOS(t.Context()); !errors.Is(err, ErrOwnReboot) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if len(h.Asked()) != 1 {
+		t.Errorf("it was run %d times", len(h.Asked()))
+	}
+	h.NixOS(t)
+	m, err := a.NixOS(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
+}
+
+// After the reboot there may be nobody but root, and another machine may answer.
+func TestArrivalAfterReboot(t *testing.T) {
+	for name, changed := range map[string]bool{"only root": false, "another host key": true} {
+		t.Run(name, func(t *testing.T) {
+			h := sshtest.Start(t)
+			h.Runs(t, debian12)
+			a, _ := arrival(t, h, becomesNixOS)
+			step := a.Step
+			a.Step = func(p Phase, what string) {
+				if step(p, what); p == PhaseReboot {
+					h.LetOnly("root")
+					if changed {
+						h.ChangeHostKey(t)
+					}
+				}
+			}
+			m, err := a.NixOS(t.Context())
+			if changed {
+				var failed *PhaseError
+				if !errors.As(err, &failed) || failed.Phase != PhaseReboot || !strings.Contains(err.Error(), "another host key") {
+					t.Fatalf("got %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Close()
+		})
+	}
+}
+
+func TestParseFacts(t *testing.T) {
+	const rest = "\nuid=0\nuname=Linux aarch64\nboot=0123456789abcdef0123456789abcdef\nsystemd=1\n"
+	for text, want := range map[string]Facts{
+		"ID=debian":                                    {Debian: true},
+		"ID=ubuntu\nID_LIKE=debian":                    {Debian: true},
+		"ID=linuxmint\nID_LIKE=\"ubuntu debian\"":      {Debian: true},
+		"ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"": {},
+		"ID=nixos\nnixos=1":                            {NixOS: true},
+		"ID=debian\nnixos=1":                           {NixOS: true},
+	} {
+		want.Arch, want.BootID = "aarch64", "0123456789abcdef0123456789abcdef"
+		if got, err := parseFacts(text + rest); err != nil || got != want {
+			t.Errorf("%q: %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+	for change, want := range map[string]string{"uid=0": "don't run as root", "uname=Linux": "a Linux machine with systemd", "systemd=1": "a Linux machine with systemd", "aarch64": "of type", "boot=": "boot id"} {
+		if _, err := parseFacts(strings.Replace(rest, change, "x=", 1)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("without %s: %v", change, err)
+		}
+	}
+}
+
+func FuzzFacts(f *testing.F) {
+	f.Add("uid=0\nID='debian'\nboot=\n==\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		facts, err := parseFacts(text)
+		if err == nil && (facts.NixOS && facts.Debian || !bootIDForm.MatchString(facts.BootID)) {
+			t.Errorf("%q: %+v", text, facts)
+		}
+	})
+}

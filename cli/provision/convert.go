@@ -1,0 +1,224 @@
+package provision
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/nix-infra/nix-infra/cli/project"
+)
+
+// Conversion is how machines become NixOS machines.
+type Conversion struct {
+	Method   project.Method
+	Missing  error  // why there is no script or program for it; nil where nothing is
+	Version  string // of NixOS, such as 25.11
+	Script   []byte // MethodInfect: run by bash as root
+	Mutation bool   // the script is another way: it takes --apply, and leaves the reboot to the machine's owner
+	Hetzner  bool   // the script has to write down the network, which is not asked for by DHCP
+
+	// MethodAnywhere: installs over the machine from here, and returns the last lines of its log with an error.
+	Anywhere func(ctx context.Context, t Target, node string) ([]string, error)
+}
+
+// The conversion on the machine: a unit, so that it goes on when the connection is gone, and the next run finds it.
+const (
+	convertUnit = "nix-infra-convert.service"
+	convertDir  = "/var/lib/nix-infra-convert"
+	convertLog  = convertDir + "/log"
+	convertFile = convertDir + "/script"
+)
+
+const (
+	convertTime  = time.Hour // for a machine that downloads a system on a slow line
+	convertTries = 2         // downloads fail at times, and the script may be run again
+	logLines     = 12
+)
+
+// letInScript keeps the ways in: the script lets root in with the keys that root has, or else with those of the user who
+// sudoed. $1 is that user, $2 the key that we came with.
+const letInScript = `umask 077
+mkdir -p /root/.ssh
+file=/root/.ssh/authorized_keys
+if [ ! -s "$file" ]; then
+  cat "$(getent passwd "$1" | cut -d: -f6)/.ssh/authorized_keys" >"$file" 2>/dev/null || true
+fi
+touch "$file"
+while read -r line; do
+  case $line in "$2"*) exit 0 ;; esac
+done <"$file"
+[ -z "$(tail -c 1 "$file")" ] || echo >>"$file"
+printf '%s\n' "$2" >>"$file"`
+
+// infect runs the script, or waits for one that runs already, and gives the connection on which it saw the end.
+func (a *Arrival) infect(ctx context.Context, m *Machine) (*Machine, error) {
+	for try := 1; ; try++ {
+		state, err := conversionOf(ctx, m)
+		switch {
+		case err != nil:
+		case state.running():
+			a.Step(PhaseConvert, "the conversion is under way")
+		case !state.succeeded():
+			err = a.startConversion(ctx, m)
+		}
+		if err == nil {
+			m, err = a.followConversion(ctx, m)
+		}
+		var failed *failedConversion
+		switch {
+		case err == nil && a.Conversion.Mutation:
+			m.Close()
+			return nil, a.Fail(ctx, ErrOwnReboot, nil)
+		case err == nil:
+			return m, nil
+		case errors.As(err, &failed) && try < convertTries && ctx.Err() == nil:
+			a.Step(PhaseConvert, fmt.Sprintf("the script ended with %s; try again", failed.how))
+			continue
+		}
+		var log []string
+		if m != nil {
+			log = conversionLog(ctx, m)
+			m.Close()
+		}
+		return nil, a.Fail(ctx, err, log)
+	}
+}
+
+// ScriptHash is the SHA-256 of a script, in hexadecimal digits.
+func ScriptHash(script []byte) string {
+	sum := sha256.Sum256(script)
+	return hex.EncodeToString(sum[:])
+}
+
+func (a *Arrival) startConversion(ctx context.Context, m *Machine) error {
+	c := a.Conversion
+	if _, err := run(ctx, stepTime, m, nil, "mkdir", "-p", "-m", "0700", convertDir); err != nil {
+		return err
+	}
+	if err := upload(ctx, m, convertFile, c.Script, "0700"); err != nil {
+		return err
+	}
+	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(m.UserKey)))
+	if _, err := run(ctx, stepTime, m, nil, "sh", "-c", letInScript, "sh", m.user, key); err != nil {
+		return fmt.Errorf("let root in after the conversion: %w", err)
+	}
+	// What an earlier try left: its log, and the unit where it failed.
+	if _, err := run(ctx, stepTime, m, nil, "rm", "-f", convertLog); err != nil {
+		return err
+	}
+	_, _ = run(ctx, stepTime, m, nil, "systemctl", "reset-failed", convertUnit) // fails where there is none
+	argv := []string{"systemd-run", "--quiet", "--unit=" + convertUnit, "--description=conversion to NixOS",
+		"--property=Type=exec", "--property=RemainAfterExit=yes", "--property=StandardOutput=append:" + convertLog,
+		"--setenv=HOME=/root", "--setenv=USER=root", "--setenv=NIX_CHANNEL=nixos-" + c.Version}
+	if m.user != "root" {
+		argv = append(argv, "--setenv=SUDO_USER="+m.user)
+	}
+	if c.Hetzner {
+		argv = append(argv, "--setenv=PROVIDER=hetznercloud")
+	}
+	if !c.Mutation {
+		argv = append(argv, "--setenv=NO_REBOOT=1")
+	}
+	argv = append(argv, "/bin/bash", convertFile)
+	if c.Mutation {
+		argv = append(argv, "--apply")
+	}
+	_, err := run(ctx, stepTime, m, nil, argv...)
+	return err
+}
+
+// conversion is how the unit is.
+type conversion struct {
+	active, sub, result, status string
+	line                        string // the last of the log
+}
+
+func (c conversion) running() bool {
+	return c.active == "activating" || c.active == "active" && c.sub != "exited"
+}
+func (c conversion) succeeded() bool { return c.active == "active" && c.sub == "exited" }
+
+// lookAtConversion prints the state of the unit, and the last line of its log.
+const lookAtConversion = `systemctl show -p ActiveState,SubState,Result,ExecMainStatus "$1" || exit 1
+echo "log=$(tail -n 1 "$2" 2>/dev/null)"`
+
+func conversionOf(ctx context.Context, m *Machine) (conversion, error) {
+	out, err := run(ctx, pollTime, m, nil, "sh", "-c", lookAtConversion, "sh", convertUnit, convertLog)
+	if err != nil {
+		return conversion{}, err
+	}
+	var c conversion
+	for line := range strings.Lines(string(out)) {
+		key, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), "=")
+		switch key {
+		case "ActiveState":
+			c.active = value
+		case "SubState":
+			c.sub = value
+		case "Result":
+			c.result = value
+		case "ExecMainStatus":
+			c.status = value
+		case "log":
+			c.line = value
+		}
+	}
+	return c, nil
+}
+
+// failedConversion is a script that did not do it.
+type failedConversion struct{ how string }
+
+func (e *failedConversion) Error() string { return "the conversion script ended with " + e.how }
+
+// pollTime is how long one look at the conversion may take before the connection counts as lost.
+const pollTime = 20 * time.Second
+
+// followConversion waits for the end of the script, over as many connections as it takes. The one that it gives is open,
+// or nil with an error.
+func (a *Arrival) followConversion(ctx context.Context, m *Machine) (*Machine, error) {
+	limit, cancel := context.WithTimeoutCause(ctx, convertTime, fmt.Errorf("the conversion took longer than %s; it may go on", convertTime))
+	defer cancel()
+	said := ""
+	for {
+		c, err := conversionOf(limit, m)
+		switch {
+		case limit.Err() != nil:
+			return m, context.Cause(limit)
+		case err != nil:
+			m.Close()
+			if m, err = a.reach(limit, Patience{freshTime, keysTime}); err != nil {
+				return nil, err
+			}
+			continue
+		case c.succeeded():
+			return m, nil
+		case !c.running() && c.active == "inactive":
+			return m, &failedConversion{"a reboot of the machine"}
+		case !c.running():
+			return m, &failedConversion{c.result + " (" + c.status + ")"}
+		}
+		if c.line != said && c.line != "" {
+			said = c.line
+			a.Step(PhaseConvert, "convert: "+tail(said, 1)[0])
+		}
+		if err := pause(limit, retryEvery); err != nil {
+			return m, err
+		}
+	}
+}
+
+// conversionLog is the end of the script's log.
+func conversionLog(ctx context.Context, m *Machine) []string {
+	out, err := run(ctx, pollTime, m, nil, "tail", "-n", fmt.Sprint(logLines), convertLog)
+	if err != nil {
+		return []string{"(no log: " + err.Error() + ")"}
+	}
+	return tail(string(out), logLines)
+}

@@ -1,0 +1,142 @@
+package sshtest
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Runs makes the machine one that runs an operating system: osRelease is the text of its /etc/os-release. systemd-run
+// there really runs what it is told, and a reboot boots NixOS where a file nixos lies in $FAKE_ROOT.
+func (h *Host) Runs(t testing.TB, osRelease string) {
+	for _, dir := range []string{"/proc/sys/kernel/random", "/root/.ssh", "/home/admin/.ssh", "/etc", "/run", "/unit"} {
+		must(t, os.MkdirAll(h.Path(dir), 0o755))
+	}
+	must(t, os.WriteFile(h.Path("/etc/os-release"), []byte(osRelease), 0o644))
+	h.reboot(t)
+	h.script(t, "id", `echo 0`)
+	h.script(t, "getent", `echo "$2:x:1000:1000::$FAKE_HOME/$2:/bin/bash"`)
+	h.script(t, "systemd-run", `
+unit=$FAKE_ROOT/unit
+echo "$*" >>"$unit/asked"
+while [ $# -gt 0 ]; do
+  case $1 in
+  --setenv=*) export "${1#--setenv=}" ;;
+  --property=StandardOutput=append:*) log=${1#--property=StandardOutput=append:} ;;
+  --*) ;;
+  *) break ;;
+  esac
+  shift
+done
+[ ! -e "$unit/state" ] || { echo "Unit was already loaded" >&2; exit 1; }
+echo "active running success 0" >"$unit/state"
+(
+  if "$@" >>"$log" 2>&1; then echo "active exited success 0"; else echo "failed failed exit-code $?"; fi >"$unit/state.new"
+  mv "$unit/state.new" "$unit/state"
+) >/dev/null 2>&1 </dev/null &`)
+	h.script(t, "systemctl", `
+unit=$FAKE_ROOT/unit
+case $1 in
+show)
+  state="inactive dead success 0"
+  [ ! -e "$unit/state" ] || read -r state <"$unit/state"
+  set -- $state
+  printf 'ActiveState=%s\nSubState=%s\nResult=%s\nExecMainStatus=%s\n' "$@"
+  ;;
+reset-failed) grep -q ^failed "$unit/state" && rm "$unit/state" ;;
+reboot)
+  rm -f "$unit/state"
+  tr 0-8 1-9 <"$FAKE_ROOT/proc/sys/kernel/random/boot_id" >"$unit/boot_id"
+  mv "$unit/boot_id" "$FAKE_ROOT/proc/sys/kernel/random/boot_id"
+  if [ -e "$FAKE_ROOT/nixos" ]; then
+    mkdir -p "$FAKE_ROOT/run/current-system"
+    echo 25.11 >"$FAKE_ROOT/run/current-system/nixos-version"
+  fi
+  ;;
+*) echo "$*" >>"$0.log" ;;
+esac`)
+}
+
+// reboot gives the machine another boot id.
+func (h *Host) reboot(t testing.TB) {
+	id := make([]byte, 16)
+	rand.Read(id)
+	must(t, os.WriteFile(h.Path("/proc/sys/kernel/random/boot_id"), []byte(hex.EncodeToString(id)+"\n"), 0o644))
+}
+
+// NixOS has the machine run NixOS.
+func (h *Host) NixOS(t testing.TB) {
+	must(t, os.MkdirAll(h.Path("/run/current-system"), 0o755))
+	must(t, os.WriteFile(h.Path("/run/current-system/nixos-version"), []byte("25.11\n"), 0o644))
+}
+
+// Asked is what systemd-run was asked, a line each.
+func (h *Host) Asked() []string {
+	data, _ := os.ReadFile(h.Path("/unit/asked"))
+	return strings.Split(strings.TrimSpace(string(data)), "\n")
+}
+
+// NoSudo has sudo refuse with a text.
+func (h *Host) NoSudo(t testing.TB, text string) {
+	h.script(t, "sudo", `echo "`+text+`" >&2; exit 1`)
+}
+
+func (h *Host) lets(user string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.users == nil || slices.Contains(h.users, user)
+}
+
+// LetOnly says who may log in from now on.
+func (h *Host) LetOnly(users ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.users = users
+}
+
+// forward joins a channel with another machine, for those who go through this one.
+func (h *Host) forward(c ssh.NewChannel) {
+	var to struct {
+		Host     string
+		Port     uint32
+		From     string
+		FromPort uint32
+	}
+	if err := ssh.Unmarshal(c.ExtraData(), &to); err != nil {
+		c.Reject(ssh.ConnectionFailed, "no address")
+		return
+	}
+	address := net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port)))
+	h.mu.Lock()
+	h.forwarded = append(h.forwarded, address)
+	h.mu.Unlock()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		c.Reject(ssh.ConnectionFailed, err.Error())
+		return
+	}
+	defer conn.Close()
+	channel, requests, err := c.Accept()
+	if err != nil {
+		return
+	}
+	defer channel.Close()
+	go ssh.DiscardRequests(requests)
+	go func() { io.Copy(conn, channel); conn.Close() }()
+	io.Copy(channel, conn)
+}
+
+// Forwarded are the addresses that others went to through this machine.
+func (h *Host) Forwarded() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.forwarded)
+}
