@@ -1,0 +1,199 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// Bounds of what is kept, in bytes.
+const (
+	chunkSize = 8 << 10
+	maxOutput = 64 << 20               // of a session; of what comes after, only the end is kept
+	tailSize  = 64 << 10               // of that end
+	gather    = 100 * time.Millisecond // what comes in this time is one chunk
+	patience  = 2 * time.Second        // for what a program that is gone has left running, and that goes on to speak
+)
+
+// spool keeps what a program says in a file, as chunks of whole characters.
+type spool struct {
+	mu   sync.Mutex
+	file *os.File
+	ends []int64 // of the chunks, in the file
+
+	dropped int64
+	tail    []byte // of what was dropped
+}
+
+func newSpool(name string) (*spool, error) {
+	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &spool{file: file}, nil
+}
+
+// keep keeps what comes from the pipe said. It calls ended once: when the program has ended (exited is closed) and all
+// that it said until then is kept. What it left running may hold the pipe for longer, and go on to speak.
+func (s *spool) keep(said *os.File, exited <-chan struct{}, ended func()) {
+	var part []byte
+	var since time.Time // when the program was first seen to be gone
+	buffer := make([]byte, chunkSize)
+	over := false
+	finish := func() {
+		if !over {
+			over = true
+			s.add(part, true)
+			part = nil
+			s.addTail()
+			ended()
+		}
+	}
+	for {
+		select {
+		case <-exited:
+			if since.IsZero() {
+				since = time.Now()
+			}
+		default:
+		}
+		// A deadline gathers what comes in short time, and has a look at exited now and then.
+		deadline := time.Now().Add(gather)
+		if over && len(part) == 0 {
+			deadline = time.Time{}
+		}
+		_ = said.SetReadDeadline(deadline) // a pipe has deadlines
+		n, err := said.Read(buffer)
+		part = append(part, buffer[:n]...)
+		quiet := errors.Is(err, os.ErrDeadlineExceeded)
+		if len(part) >= chunkSize || quiet {
+			part = s.add(part, false)
+		}
+		switch {
+		case err != nil && !quiet:
+			<-exited // it may have closed its output, and work on
+			finish()
+			return
+		case !since.IsZero() && (quiet || time.Since(since) > patience):
+			finish() // the pipe was empty, and the program was gone before we looked
+		}
+	}
+}
+
+// add keeps text, and gives back what is not a whole character yet.
+func (s *spool) add(text []byte, all bool) (rest []byte) {
+	for len(text) > 0 {
+		n := min(len(text), chunkSize)
+		if n < len(text) || !all {
+			n = whole(text[:n])
+		}
+		if n == 0 {
+			break
+		}
+		s.put(text[:n])
+		text = text[n:]
+	}
+	return text
+}
+
+// whole is how much of a text is whole characters: all of it, but for the beginning of one at its end.
+func whole(text []byte) int {
+	for i := 1; i <= min(len(text), utf8.UTFMax); i++ {
+		if c := text[len(text)-i]; utf8.RuneStart(c) {
+			if !utf8.FullRune(text[len(text)-i:]) {
+				return len(text) - i
+			}
+			break
+		}
+	}
+	return len(text)
+}
+
+func (s *spool) put(chunk []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dropped > 0 || s.size()+int64(len(chunk)) > maxOutput {
+		s.dropped += int64(len(chunk))
+		s.tail = append(s.tail, chunk...)
+		if len(s.tail) > tailSize {
+			s.tail = append([]byte(nil), s.tail[len(s.tail)-tailSize:]...)
+		}
+		return
+	}
+	s.write(chunk)
+}
+
+func (s *spool) write(chunk []byte) {
+	at := s.size()
+	if _, err := s.file.WriteAt(chunk, at); err != nil {
+		s.dropped += int64(len(chunk)) // the disk is full
+		return
+	}
+	s.ends = append(s.ends, at+int64(len(chunk)))
+}
+
+// addTail keeps the end of what was too much.
+func (s *spool) addTail() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dropped == 0 {
+		return
+	}
+	s.write(fmt.Appendf(nil, "\n[%d bytes were left out here]\n", s.dropped-int64(len(s.tail))))
+	for tail := s.tail; len(tail) > 0; {
+		n := min(len(tail), chunkSize)
+		s.write(tail[:n])
+		tail = tail[n:]
+	}
+	s.tail = nil
+}
+
+func (s *spool) size() int64 {
+	if len(s.ends) == 0 {
+		return 0
+	}
+	return s.ends[len(s.ends)-1]
+}
+
+// read gives chunks, from a number on.
+func (s *spool) read(from, count, maxBytes int) (chunks []string, total int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	total = len(s.ends)
+	if s.file == nil {
+		return nil, total, errors.New("the session is forgotten")
+	}
+	for i := max(from, 0); i < total && len(chunks) < count; i++ {
+		var begin int64
+		if i > 0 {
+			begin = s.ends[i-1]
+		}
+		size := int(s.ends[i] - begin)
+		if len(chunks) > 0 && size > maxBytes {
+			break
+		}
+		maxBytes -= size
+		chunk := make([]byte, size)
+		if _, err := s.file.ReadAt(chunk, begin); err != nil && !errors.Is(err, io.EOF) {
+			return nil, total, err
+		}
+		chunks = append(chunks, string(chunk))
+	}
+	return chunks, total, nil
+}
+
+// close removes the file.
+func (s *spool) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.file == nil {
+		return
+	}
+	s.file.Close()
+	_ = os.Remove(s.file.Name())
+	s.file = nil
+}
