@@ -116,6 +116,24 @@ func (k *FleetKeys) Publish(revoked map[string]time.Time) (*Public, error) {
 	return p, err
 }
 
+// Published tells whether an account JWT knows all signing keys.
+func (k *FleetKeys) Published(account string) (bool, error) {
+	c, err := jwt.DecodeAccountClaims(account)
+	if err != nil {
+		return false, fmt.Errorf("not an account JWT: %w", err)
+	}
+	for _, seed := range k.Signing {
+		_, key, err := pairOf(seed)
+		if err != nil {
+			return false, err
+		}
+		if _, ok := c.SigningKeys.GetScope(key); !ok {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 func (k *FleetKeys) account(revoked map[string]time.Time) (*jwt.AccountClaims, error) {
 	_, pub, err := pairOf(k.Account)
 	if err != nil {

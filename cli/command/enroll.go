@@ -31,23 +31,35 @@ type enrollOptions struct {
 	offline          bool
 	request, answer  string
 	wait             time.Duration
+
+	token, cloudInit, detach, pending, revokeToken bool
+	out                                            string
+	expires                                        time.Duration
 }
 
 func (a *app) enrollCommand() *cobra.Command {
 	var o enrollOptions
 	c := &cobra.Command{
-		Use:   "enroll NAME --ssh [user@]host[:port] | enroll --request FILE",
+		Use:   "enroll NAME --ssh [user@]host[:port] | enroll --token NAME | enroll --request FILE",
 		Short: "Bring a machine into the fleet, as a node or a controller",
 		Long: `Bring a machine into the fleet, as a node or, with --controller, as a controller.
 
 Over SSH, which is needed only this once, the agent is uploaded, makes its keys on the machine, is
 signed and started. The machine's host key is pinned in nix-infra/known_hosts at the first contact.
 
-Without SSH, the machine's administrator runs "nix-infra-agent request --name NAME", brings the output
+Without SSH, by a token: a machine that can open connections, and need not accept any, runs
+"nix-infra-agent join" with it. A token is good for one machine, for the time of --expires, and is
+secret: who has it first comes in first. This command waits for that machine and shows what comes;
+with --detach it does not, and "enroll --pending" shows who waits, "enroll --pending NAME" lets it in.
+
+By hand: the machine's administrator runs "nix-infra-agent request --name NAME", brings the output
 here, and gives the answer to "nix-infra-agent load -". Enrolling again is safe: keys are kept.`,
 		Example: `  nix-infra enroll --controller ctl --ssh root@ctl.example.org --address 192.0.2.1
   nix-infra enroll web1 --ssh root@192.0.2.10 --tag web
   nix-infra enroll db1 --ssh admin@192.0.2.11:2222 --ssh-key ~/.ssh/id_ed25519
+  nix-infra enroll --token web3 --tag web | ssh web3 sudo nix-infra-agent join -
+  nix-infra enroll --token web4 --expires 24h --cloud-init --out web4.yaml --detach
+  nix-infra enroll --pending web4
   nix-infra enroll --request web2.request --answer web2.answer --tag web
   ssh web2 nix-infra-agent request --name web2 | nix-infra enroll --request - | ssh web2 nix-infra-agent load -`,
 		Args: cobra.MaximumNArgs(1),
@@ -64,6 +76,13 @@ here, and gives the answer to "nix-infra-agent load -". Enrolling again is safe:
 	f.BoolVar(&o.offline, "offline", false, "with --request: don't tell the controller")
 	f.StringVar(&o.request, "request", "", "file with the request that the machine printed, - for stdin")
 	f.StringVar(&o.answer, "answer", "-", "file for the answer, - for stdout")
+	f.BoolVar(&o.token, "token", false, "make a token by which a machine becomes the node NAME by itself")
+	f.DurationVar(&o.expires, "expires", time.Hour, "with --token: how long it is good, up to 168h")
+	f.StringVar(&o.out, "out", "", "with --token: write it to this file, which only you can read")
+	f.BoolVar(&o.cloudInit, "cloud-init", false, "with --token: print user-data for a cloud image that has the agent")
+	f.BoolVar(&o.detach, "detach", false, "with --token: don't wait for the machine")
+	f.BoolVar(&o.pending, "pending", false, "let in the machine that came with the token for NAME; without NAME, list who waits")
+	f.BoolVar(&o.revokeToken, "revoke-token", false, "take back the token for NAME")
 	f.DurationVar(&o.wait, "wait", time.Minute, "how long to wait for the machine's first sign of life")
 	return c
 }
@@ -84,7 +103,16 @@ func (a *app) enroll(ctx context.Context, args []string, o enrollOptions) error 
 			return fmt.Errorf("--address %q: expected a name or an IP address", h)
 		}
 	}
+	if err := o.oneWay(); err != nil {
+		return err
+	}
 	switch {
+	case o.token:
+		return a.enrollToken(ctx, name, o)
+	case o.pending:
+		return a.enrollPending(ctx, name, o.wait)
+	case o.revokeToken:
+		return a.revokeToken(ctx, name)
 	case o.request != "" && o.ssh != "":
 		return errors.New("--request and --ssh are two ways of doing it; give one")
 	case o.request != "":

@@ -32,6 +32,7 @@ func (f *Fleet) control() {
 		m.Respond(protocol.Encode(protocol.Answer(protocol.ControllerName, body, err)))
 	})
 	must(f.t, err)
+	f.joins(nc)
 	must(f.t, nc.Flush())
 }
 
@@ -110,6 +111,10 @@ func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 		return f.showBlob(o.Payload)
 	case protocol.PutAccount:
 		return f.putAccount(o.Payload)
+	case protocol.ListJoinings:
+		return f.listJoinings(o.Payload)
+	case protocol.AnswerJoining:
+		return f.answerJoining(o.Payload)
 	case protocol.ShowAudit:
 		return f.showAudit(o.Payload)
 	case protocol.ShowDeployment:

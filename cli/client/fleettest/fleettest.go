@@ -38,6 +38,7 @@ type Fleet struct {
 	mu          sync.Mutex
 	nodes       map[string]*Node
 	records     map[string]*protocol.NodeState
+	joining     map[string]*protocol.Joining // by their tokens
 	xkeys       map[string]nkeys.KeyPair
 	blobs       map[string][]byte
 	pieces      map[string][]byte
@@ -66,7 +67,7 @@ func New(t testing.TB) *Fleet {
 
 // Start runs the broker and the controller of a fleet until the test ends.
 func Start(t testing.TB, a provision.Authority) *Fleet {
-	f := &Fleet{t: t, Authority: a, nodes: map[string]*Node{}, records: map[string]*protocol.NodeState{}, xkeys: map[string]nkeys.KeyPair{}, blobs: map[string][]byte{}, pieces: map[string][]byte{}, manifests: map[string]string{}, through: map[string]time.Time{}}
+	f := &Fleet{t: t, Authority: a, nodes: map[string]*Node{}, records: map[string]*protocol.NodeState{}, joining: map[string]*protocol.Joining{}, xkeys: map[string]nkeys.KeyPair{}, blobs: map[string][]byte{}, pieces: map[string][]byte{}, manifests: map[string]string{}, through: map[string]time.Time{}}
 	var err error
 	f.verifier, err = protocol.NewVerifier(a.Public.Operator, a.Public.AccountJWT)
 	must(t, err)
