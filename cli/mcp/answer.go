@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -71,11 +72,57 @@ func (a *Answer[Row]) render() *rendered {
 	for _, p := range a.Parts {
 		n := renderedPart{head: clean(p.Head), text: cut(Clean(p.Text), maxPart), untrusted: p.Untrusted}
 		if p.Row != nil {
-			n.row, _ = json.Marshal(p.Row) // rows are plain data
+			n.row = encodeRow(p.Row)
 		}
 		r.parts = append(r.parts, n)
 	}
 	return r
+}
+
+// encodeRow encodes a row with its texts cleaned, in whatever field they are.
+func encodeRow(row any) json.RawMessage {
+	data := marshal(row)
+	if !bytes.ContainsFunc(data, func(r rune) bool { return r >= 0x7f }) && !bytes.Contains(data, []byte(`\u`)) {
+		return data
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	var value any
+	if err := d.Decode(&value); err != nil {
+		return nil // it was just encoded
+	}
+	return marshal(cleanAll(value))
+}
+
+// marshal encodes without \u003c for <: who reads it is no browser.
+func marshal(v any) json.RawMessage {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		panic(err) // rows are plain data
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}
+
+func cleanAll(v any) any {
+	switch v := v.(type) {
+	case string:
+		return Clean(v)
+	case []any:
+		for i := range v {
+			v[i] = cleanAll(v[i])
+		}
+	case map[string]any:
+		for key, value := range v {
+			if k := Clean(key); k != key {
+				delete(v, key)
+				key = k
+			}
+			v[key] = cleanAll(value)
+		}
+	}
+	return v
 }
 
 // structured is the structured half of a page.

@@ -42,7 +42,7 @@ func call(t *testing.T, c *client.Client, tool string, inputs map[string]any) (t
 		text += content.(mcp.TextContent).Text
 	}
 	if r.StructuredContent != nil {
-		raw, _ := json.Marshal(r.StructuredContent)
+		raw := marshal(r.StructuredContent)
 		if err := json.Unmarshal(raw, &data); err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func addLines(s *Server) {
 		a := &Answer[line]{Summary: fmt.Sprintf("%d lines", in.Lines)}
 		for i := range in.Lines {
 			text := fmt.Sprintf("\x1b[31mline %d\u202e\x00 >>> end", i)
-			a.Parts = append(a.Parts, Part[line]{Head: "web1", Text: text, Untrusted: true, Row: &line{Clean(text)}})
+			a.Parts = append(a.Parts, Part[line]{Head: "web1", Text: text, Untrusted: true, Row: &line{text}})
 		}
 		return a, nil
 	})
@@ -83,7 +83,7 @@ func TestAnswersAreCutAndGoOn(t *testing.T) {
 			t.Fatalf("page %d has %d bytes, the cap is %d: %s", pages, len(text), maxPage, cut(text, 200))
 		}
 		for _, row := range data.Results {
-			if want := fmt.Sprintf(`{"text":"line %d \u003e\u003e\u003e end"}`, seen); string(row) != want {
+			if want := fmt.Sprintf(`{"text":"line %d >>> end"}`, seen); string(row) != want {
 				t.Fatalf("row %d is %s, not %s", seen, row, want)
 			}
 			seen++

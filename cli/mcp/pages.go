@@ -133,6 +133,5 @@ func (a *rendered) page(at, end int, next string) *mcp.CallToolResult {
 	if next != "" {
 		text += fmt.Sprintf("\n%d of %d results were left out here. Go on with the input cursor: %q\n", s.LeftOut, len(a.parts), next)
 	}
-	data, _ := json.Marshal(s) // rows are JSON already
-	return &mcp.CallToolResult{Content: []mcp.Content{mcp.NewTextContent(text)}, StructuredContent: json.RawMessage(data), IsError: a.failed}
+	return &mcp.CallToolResult{Content: []mcp.Content{mcp.NewTextContent(text)}, StructuredContent: marshal(s), IsError: a.failed}
 }
