@@ -1,0 +1,14 @@
+package command
+
+import (
+	"github.com/nix-infra/nix-infra/cli/project"
+	"github.com/nix-infra/nix-infra/cli/provision"
+	"github.com/nix-infra/nix-infra/cli/provision/hetzner"
+)
+
+// provider is where the project's machines come from; insist is what --provider says.
+func (a *app) provider(p *project.Project, insist string) (provision.Provider, error) {
+	return provision.Choose(p, first(insist, p.Settings.Provision.Provider), func(token string) (provision.Provider, error) {
+		return hetzner.New(hetzner.Options{Token: token, Fleet: p.Settings.Fleet, Endpoint: p.Env.Get("HCLOUD_ENDPOINT")})
+	})
+}
