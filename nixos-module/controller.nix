@@ -42,6 +42,10 @@ in
       description = "Whether the firewall lets nodes and people in, at the ports of `settings.broker`: 4222 and 443.";
     };
 
+    configFile = t.orNull t.absolute ''
+      A `controller.yaml` on the machine that counts in the place of `settings`. A string: a Nix path would be copied into the
+      store. Which ports `openFirewall` opens is still said by `settings`.'';
+
     settings = mkOption {
       description = ''
         What `controller.yaml` has. The controller refuses to start with a field that it does not know. The file is in the
@@ -110,7 +114,7 @@ in
         Type = "notify";
         # Enrolment, which root does, may have left files that are root's.
         ExecStartPre = "+${pkgs.coreutils}/bin/chown --recursive --no-dereference ${name}:${name} ${dir}";
-        ExecStart = "${cfg.package}/bin/nix-infra-controller run --dir ${dir} --config ${format.generate "controller.yaml" settings}";
+        ExecStart = "${cfg.package}/bin/nix-infra-controller run --dir ${dir} --config ${if cfg.configFile != null then cfg.configFile else format.generate "controller.yaml" settings}";
         Restart = "always";
         RestartSec = 1;
         WatchdogSec = 60;

@@ -11,11 +11,11 @@ buildGoModule {
   pname = program;
   inherit version;
 
-  # All that is Go, so that a change of a document builds nothing anew. e2e is in it for the hash below: what is vendored
+  # All that is Go, and what it embeds, so that a change of a document builds nothing anew. e2e is in it for the hash below: what is vendored
   # is what any package of the tree imports.
   src = lib.fileset.toSource {
     root = ../.;
-    fileset = lib.fileset.unions [ ../go.mod ../go.sum ../agent ../cli ../controller ../nix ../protocol ../e2e ];
+    fileset = lib.fileset.unions [ ../go.mod ../go.sum ../agent ../cli ../controller ../nix ../protocol ../e2e ../nixos-module ../examples ];
   };
 
   # The NAR hash of the folder that `go mod vendor` makes. After a change of go.mod, in a copy of the tree:

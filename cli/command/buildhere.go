@@ -22,7 +22,7 @@ import (
 type building struct {
 	node string
 	tree *project.Tree
-	own  map[string][]byte // files of the node itself, by name
+	own  map[string][]byte // files of the node itself, by path
 	dir  string
 	path string // store path, once it is built
 }
@@ -99,9 +99,10 @@ func (a *app) fetchOwnFiles(ctx context.Context, s *session, systems []*building
 	}
 	if len(away) == 0 {
 		r, err := ask(ctx, s, namesOf(chosen), protocol.OwnFiles, nil, answerTime, func(node string, l protocol.FileList) {
-			for _, name := range protocol.NodeFiles { // and nothing else that it may say it has
-				if data, ok := l.Files[name]; ok {
-					byName[node].own[name] = data
+			b := byName[node]
+			for _, name := range append(slices.Clone(protocol.NodeFiles), protocol.FactsFile) { // and nothing else that it may say it has
+				if data, ok := l.Files[name]; ok && (name != protocol.FactsFile || b.has(protocol.ModuleFile)) {
+					b.own[name] = data
 				}
 			}
 		})
@@ -212,6 +213,9 @@ func (w *workshop) build(ctx context.Context, b *building) error {
 	if err := b.write(); err != nil {
 		return err
 	}
+	if err := b.addPrograms(ctx); err != nil {
+		return err
+	}
 	path, err := nix.Build(ctx, nix.BuildRequest{Dir: b.dir, Attr: protocol.SystemAttr(b.node), OutLink: b.dir + ".result", Impure: w.impure, Log: w.logger(b, "building")})
 	if err != nil {
 		return err
@@ -257,6 +261,10 @@ func (w *workshop) pushOne(ctx context.Context, b *building) error {
 	return err
 }
 
+func (b *building) has(file string) bool {
+	return slices.ContainsFunc(b.tree.Files, func(f project.File) bool { return f.Path == file })
+}
+
 // write lays the tree and the node's own files out for Nix.
 func (b *building) write() error {
 	files := slices.Clone(b.tree.Files)
@@ -280,7 +288,7 @@ const lockFile = "flake.lock"
 
 // keepLock takes a lock that Nix made into the tree, so that the node's /etc/nixos shows what was built.
 func (b *building) keepLock() error {
-	if slices.ContainsFunc(b.tree.Files, func(f project.File) bool { return f.Path == lockFile }) {
+	if b.has(lockFile) {
 		return nil
 	}
 	data, err := os.ReadFile(filepath.Join(b.dir, lockFile))

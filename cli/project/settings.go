@@ -41,6 +41,7 @@ type Settings struct {
 	SSHKey      string                    `yaml:"ssh_key,omitempty"`   // name of the key pair below ssh/
 	Provision   Provision                 `yaml:"provision,omitempty"` // how machines are made and brought in, where flags don't say
 	Cluster     Cluster                   `yaml:"cluster,omitempty"`   // what the nodes of a cluster have in common
+	Agent       AgentSettings             `yaml:"agent,omitempty"`     // how the nodes' configuration gets the agent
 	Secrets     map[string]SecretSettings `yaml:"secrets,omitempty"`   // what holds for some secrets, by name
 	Nodes       map[string]NodeSettings   `yaml:"nodes,omitempty"`     // what differs, by node
 }
@@ -84,6 +85,8 @@ const header = `# The settings of this nix-infra project.
 #                 is that of all), and generate, the bytes of randomness of its new value
 #   cluster       of a cluster: its id (uuid), control_nodes, and service_groups by node; init-ctrl and init-node
 #                 write them
+#   agent         module: inject puts the agent's NixOS module into each node's tree, own leaves that to the project;
+#                 without it, that is told from the project's files
 #   ssh_key       name of the key pair below ssh/
 #   provision     what nix-infra provision makes machines with, where the flags don't say: provider, location,
 #                 machine_type, image, placement_group, networks, firewalls, labels, method (infect,
@@ -196,6 +199,7 @@ func (s Settings) mistakes() []mistake {
 		add(validGenerate(s.Secrets[name].Generate), "secrets", name, "generate")
 	}
 	add(validKeyName(s.SSHKey), "ssh_key")
+	add(s.Agent.check(), "agent", "module")
 	s.Provision.mistakes(func(err error, words ...string) { add(err, append([]string{"provision"}, words...)...) })
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		n := s.Nodes[name]

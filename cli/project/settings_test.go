@@ -56,6 +56,7 @@ func TestSettingsMistakes(t *testing.T) {
 		"controllers: []":                  {"nix-infra.yaml:1: fleet: missing"},
 		"\nfleet: My Fleet":                {`nix-infra.yaml:2: fleet: "My Fleet" is not a valid name`},
 		"fleet: f\nfleets: g":              {`nix-infra.yaml:2: unknown key "fleets"`},
+		"fleet: f\nagent: { module: us }":  {`nix-infra.yaml:2: agent.module: "us"; use inject`},
 		"fleet: f\nfleet: g":               {"nix-infra.yaml:2: "},
 		"fleet: f\n\tx: g":                 {"nix-infra.yaml:2: "},
 		"fleet: [a]":                       {"nix-infra.yaml:1: "},

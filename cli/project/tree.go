@@ -88,6 +88,7 @@ func (p *Project) Tree(r TreeRequest) (*Tree, error) {
 	}
 	shared, err := p.shared()
 	c.files = append(c.files, shared...)
+	c.addAgentModule()
 	if err := errors.Join(append(c.errs, err)...); err != nil {
 		return nil, err
 	}

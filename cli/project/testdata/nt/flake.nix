@@ -1,1 +1,6 @@
-{ outputs = { self }: { nixosConfigurations."[%%nodeName%%]" = "[%%hwArch%%] [%%nixVersion%%]"; }; }
+{
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-[%%nixVersion%%]";
+  outputs = { nixpkgs, ... }: {
+    nixosConfigurations."[%%nodeName%%]" = nixpkgs.lib.nixosSystem { system = "[%%hwArch%%]"; modules = [ ./configuration.nix ]; };
+  };
+}
