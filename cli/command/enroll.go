@@ -237,21 +237,8 @@ func (a *app) enrollNode(ctx context.Context, e *enrolment, name string, target 
 		return err
 	}
 	defer m.Close()
-	ipv4 := ""
-	if ip := net.ParseIP(target.Host); ip != nil && ip.To4() != nil {
-		ipv4 = target.Host
-	}
-	_, lasting, err := provision.Install(ctx, m, provision.Installation{
-		Program: provision.Agent, Name: name, Binary: o.agentBinary, Step: s.begin,
-		Sign: func(r *protocol.EnrolRequest) (*protocol.EnrolAnswer, error) {
-			answer, err := e.Sign(r, nil, time.Now())
-			if err != nil {
-				return nil, err
-			}
-			// Registered before it starts, so that its first beat is taken.
-			return answer, register(ctx, fleet, before, r, answer.User, ipv4, o.tags)
-		},
-	})
+	n := &newcomer{name: name, machine: m, host: target.Host, binary: o.agentBinary, step: s.begin}
+	lasting, err := n.becomeNode(ctx, e, fleet, before, o.tags)
 	if err != nil {
 		return err
 	}
@@ -365,18 +352,6 @@ func (a *app) await(ctx context.Context, limit time.Duration, so func(context.Co
 }
 
 func (a *app) enrollController(ctx context.Context, e *enrolment, name string, target provision.Target, o enrollOptions) (err error) {
-	if len(e.Controllers) == 0 {
-		host := target.Host
-		if len(o.addresses) > 0 {
-			host = o.addresses[0]
-		}
-		e.Controllers = []string{"tls://" + net.JoinHostPort(host, "4222"), "wss://" + net.JoinHostPort(host, "443")}
-		e.me.project.Settings.Controllers = e.Controllers
-		if err := project.WriteSettings(a.dir, e.me.project.Settings); err != nil {
-			return err
-		}
-		a.say("controllers in nix-infra.yaml: %s\n", strings.Join(e.Controllers, ", "))
-	}
 	s := a.steps(name, "enrolling controller "+name)
 	defer func() {
 		if err != nil {
@@ -389,28 +364,14 @@ func (a *app) enrollController(ctx context.Context, e *enrolment, name string, t
 		return err
 	}
 	defer m.Close()
-	_, lasting, err := provision.Install(ctx, m, provision.Installation{
-		Program: provision.Controller, Name: name, Binary: o.controllerBinary, Step: s.begin,
-		Sign: func(r *protocol.EnrolRequest) (*protocol.EnrolAnswer, error) {
-			return e.Sign(r, hosts(name, target.Host, o.addresses, e.Controllers), time.Now())
-		},
-	})
+	n := &newcomer{name: name, machine: m, host: target.Host, binary: o.controllerBinary, step: s.begin}
+	lasting, err := n.becomeController(ctx, a, e, o.addresses)
 	if err != nil {
 		return err
 	}
 	s.begin("wait until it answers")
-	last := errors.New("not asked yet")
-	err = a.await(ctx, o.wait, func(ctx context.Context) bool {
-		var c *session
-		if c, last = a.connectAs(ctx, e.me); last != nil {
-			return false
-		}
-		defer c.Close()
-		last = c.Controller(ctx, protocol.ListNodes, protocol.Page{Limit: 1}, nil)
-		return last == nil
-	})
-	if err != nil {
-		return a.didNotCome(ctx, s, m, provision.Controller, name, o.wait, last)
+	if err := a.awaitController(ctx, e.me, o.wait); err != nil {
+		return a.didNotCome(ctx, s, m, provision.Controller, name, o.wait, err)
 	}
 	s.end("answers", ui.Good)
 	a.enrolled(name, protocol.Controller, lasting)

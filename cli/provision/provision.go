@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -228,6 +229,32 @@ func (i Installation) start(ctx context.Context, m *Machine) (lasting bool, err 
 		}
 	}
 	return lasting, nil
+}
+
+// openScript lets connections to ports through a running NixOS firewall, in both of its forms.
+const openScript = `for port; do
+  for tables in iptables ip6tables; do
+    "$tables" -w -n -L nixos-fw >/dev/null 2>&1 || continue
+    "$tables" -w -C nixos-fw -p tcp --dport "$port" -j nixos-fw-accept 2>/dev/null ||
+      "$tables" -w -I nixos-fw -p tcp --dport "$port" -j nixos-fw-accept || exit 1
+  done
+  if nft list chain inet nixos-fw input-allow 2>/dev/null >/dev/null; then
+    nft list chain inet nixos-fw input-allow | grep -q "tcp dport $port accept" ||
+      nft insert rule inet nixos-fw input-allow tcp dport "$port" accept || exit 1
+  fi
+done`
+
+// OpenPorts opens TCP ports in the firewall of a machine that runs NixOS, until that is loaded anew: for a controller, whose
+// configuration opens them for good, comes through them. Elsewhere it changes nothing.
+func OpenPorts(ctx context.Context, m *Machine, ports []int) error {
+	argv := []string{"sh", "-c", openScript, "sh"}
+	for _, p := range ports {
+		argv = append(argv, strconv.Itoa(p))
+	}
+	if _, err := run(ctx, stepTime, m, nil, argv...); err != nil {
+		return fmt.Errorf("open the firewall: %w", err)
+	}
+	return nil
 }
 
 // Log is the end of the program's log on a machine, for when it does not come up.

@@ -257,6 +257,25 @@ func TestPinsAtOnce(t *testing.T) {
 	}
 }
 
+func TestOpenPorts(t *testing.T) {
+	for _, nixos := range []bool{false, true} {
+		h := sshtest.Start(t)
+		want := []string{""}
+		if nixos {
+			h.Firewall(t)
+			want = []string{"-w -I nixos-fw -p tcp --dport 4222 -j nixos-fw-accept", "-w -I nixos-fw -p tcp --dport 443 -j nixos-fw-accept"}
+		}
+		m, err := Dial(t.Context(), target(t, h, "root"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := OpenPorts(t.Context(), m, []int{4222, 443}); err != nil || !slices.Equal(h.Opened(), want) {
+			t.Errorf("NixOS %v: told %q, %v", nixos, h.Opened(), err)
+		}
+		m.Close()
+	}
+}
+
 func TestDialSaysWhatIsWrong(t *testing.T) {
 	h := sshtest.Start(t)
 	stranger := sshtest.Start(t)

@@ -78,6 +78,21 @@ func (h *Host) NixOS(t testing.TB) {
 	must(t, os.WriteFile(h.Path("/run/current-system/nixos-version"), []byte("25.11\n"), 0o644))
 }
 
+// Firewall gives the machine NixOS's firewall, which notes what it is told. It knows of IPv4 only.
+func (h *Host) Firewall(t testing.TB) {
+	h.script(t, "iptables", `
+case "$*" in
+*-C*) exit 1 ;;
+*-I*) echo "$*" >>"$FAKE_ROOT/firewall" ;;
+esac`)
+}
+
+// Opened is what the firewall was told to let through, a line each.
+func (h *Host) Opened() []string {
+	data, _ := os.ReadFile(h.Path("/firewall"))
+	return strings.Split(strings.TrimSpace(string(data)), "\n")
+}
+
 // Asked is what systemd-run was asked, a line each.
 func (h *Host) Asked() []string {
 	data, _ := os.ReadFile(h.Path("/unit/asked"))
