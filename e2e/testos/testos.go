@@ -1,7 +1,8 @@
 // Package testos is a tiny operating system with NixOS's interfaces, for nodes that have Nix and systemd
 // but no nixpkgs. It holds a project folder in the shape of the templates, which real Nix builds into a
-// toplevel with a switch-to-configuration, and the few files that a Debian image needs so that such a
-// toplevel is what boots. README.md tells what it keeps of NixOS and which options there are.
+// toplevel with a switch-to-configuration, the few files that a Debian image needs so that such a
+// toplevel is what boots, and a stand-in of nixpkgs that builds one from a NixOS configuration (nixpkgs.go).
+// README.md tells what it keeps of NixOS and which options there are.
 package testos
 
 import (
@@ -16,9 +17,9 @@ import (
 	"strings"
 )
 
-// Files are the project folder ("project/…") and the image's part ("image/…").
+// Files are the project folder ("project/…"), the image's part ("image/…"), and the stand-in of nixpkgs ("nixpkgs/…").
 //
-//go:embed all:project image
+//go:embed all:project image nixpkgs
 var Files embed.FS
 
 // imageFiles says where in a root file system the image's files belong.
@@ -64,8 +65,8 @@ func WriteBase(dir string, v Values) error {
 	)
 	own := map[string]string{
 		"hardware-configuration.nix": "# This machine's hardware: a container has none to speak of.\n{ ... }: { }\n",
-		"networking.nix": "# This machine's network, which its host has set up already.\n" +
-			"{ ... }: { etc.\"testos/networking\".text = \"static\\n\"; }\n",
+		"networking.nix": "# This machine's network, which its host has set up already. The file is one of testos's and one of NixOS's.\n" +
+			"args: let etc.\"testos/networking\".text = \"static\\n\"; in if args ? testos then { inherit etc; } else { environment = { inherit etc; }; }\n",
 	}
 	for name, text := range own {
 		if err := writeFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -94,6 +95,9 @@ func InstallImage(root string) error {
 		if err := writeFile(filepath.Join(root, f.target), data, f.mode); err != nil {
 			return err
 		}
+	}
+	if err := WriteNixpkgs(filepath.Join(root, NixpkgsPath)); err != nil {
+		return err
 	}
 	// switch-to-configuration runs on NixOS only, and says so anywhere else.
 	if err := writeFile(filepath.Join(root, "etc/NIXOS"), nil, 0o644); err != nil {

@@ -95,9 +95,10 @@ tell() { # TEXT UNIT…: nothing when there are no units
 }
 # Targets that already run are started again below, which starts whatever they newly want.
 targets=() new=()
-for wants in "$top/$units"/*.wants; do
+for wants in "$top/$units"/*.wants "$top/$units"/*.requires; do
+  [ -d "$wants" ] || continue
   target=${wants##*/}
-  target=${target%.wants}
+  target=${target%.*}
   [ -n "${active_before[$target]-}" ] || continue
   targets+=("$target")
   for link in "$wants"/*; do

@@ -24,7 +24,7 @@ let
 
   etc = testos.tree "etc" (
     import ./units.nix { inherit units; }
-    ++ map (name: { path = "etc/${name}"; text = config.etc.${name}.text; }) etcNames
+    ++ map (name: { path = "etc/${name}"; } // (if config.etc.${name} ? source then { link = "${config.etc.${name}.source}"; } else { inherit (config.etc.${name}) text; })) etcNames
     # What activation links and what it copies: "MODE PATH" a line.
     ++ [{
       path = "files";
@@ -43,7 +43,7 @@ let
     mkdir -p "$out/bin"
     for tool in ${concatStringsSep " " tools}; do ln -s "/usr/bin/$tool" "$out/bin/$tool"; done
     for package in ${concatStringsSep " " config.packages}; do
-      for program in "$package"/bin/*; do ln -sf "$program" "$out/bin/"; done
+      for program in "$package"/bin/*; do [ ! -e "$program" ] || ln -sf "$program" "$out/bin/"; done
     done
   '';
 

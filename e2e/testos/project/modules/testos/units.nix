@@ -7,7 +7,7 @@ let
     unit = "Unit"; service = "Service"; socket = "Socket"; timer = "Timer"; path = "Path"; mount = "Mount";
   };
   switches = [ "reloadIfChanged" "restartIfChanged" "stopIfChanged" ];
-  known = attrNames sections ++ switches ++ [ "text" "wantedBy" ];
+  known = attrNames sections ++ switches ++ [ "text" "wantedBy" "requiredBy" ];
 
   value = v: if isBool v then (if v then "true" else "false") else toString v;
   line = key: v: concatStringsSep "" (map (x: "${key}=${value x}\n") (if isList v then v else [ v ]));
@@ -41,5 +41,6 @@ concatMap
     let unit = units.${name}; in
     [{ path = "etc/systemd/system/${name}"; text = render name unit; }]
     ++ map (target: { path = "etc/systemd/system/${target}.wants/${name}"; link = "../${name}"; })
-      (unit.wantedBy or (usualTarget name)))
+      (unit.wantedBy or (usualTarget name))
+    ++ map (target: { path = "etc/systemd/system/${target}.requires/${name}"; link = "../${name}"; }) (unit.requiredBy or [ ]))
   (attrNames units)
