@@ -3,6 +3,7 @@ package command
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"strings"
@@ -74,7 +75,7 @@ func (s *shell) secretStore() *vault.Secrets { return s.secretStoreOf(s.env["SEC
 
 func (s *shell) secretStoreOf(password string) *vault.Secrets {
 	s.t.Helper()
-	a := &app{Environment: Environment{VaultOptions: []vault.Option{vault.WorkFactor(2)}}, dir: s.dir, batch: true}
+	a := &app{Environment: Environment{Stderr: io.Discard, VaultOptions: []vault.Option{vault.WorkFactor(2)}}, dir: s.dir, batch: true}
 	p, err := a.openProject()
 	if err != nil {
 		s.t.Fatal(err)

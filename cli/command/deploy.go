@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -59,14 +60,18 @@ goes on, and nix-infra rollout watch follows it again. The exit status is 0 only
 			return a.deploy(c.Context(), &o)
 		},
 	}
-	f := c.Flags()
+	o.register(c.Flags(), &a.batch)
+	return c
+}
+
+// register adds the flags to a command's, and with them what holds without them. quiet is what --batch alone sets.
+func (o *deployOptions) register(f *pflag.FlagSet, quiet *bool) {
 	f.StringArrayVar(&o.targets, "target", nil, "nodes to deploy to, as a selector; repeatable")
 	f.StringVar(&o.mode, "mode", string(protocol.Switch), "switch, boot, test or dry-activate")
 	o.treeFlags.register(f)
 	o.buildFlags.register(f)
 	o.bundleFlags.register(f)
-	o.rolloutFlags.register(f, &a.batch)
-	return c
+	o.rolloutFlags.register(f, quiet)
 }
 
 func (o *deployOptions) check() error {

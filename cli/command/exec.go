@@ -31,13 +31,17 @@ type execOptions struct {
 	shell   bool
 	merge   bool
 	sshKey  string
+	older   bool // the command is the earlier tool's, in whose scripts nixos-rebuild is how a deployment ends
 
 	argv []string // what to run, as it was given in words
 	text string   // or in a text
 }
 
-func (a *app) execCommand() *cobra.Command {
-	var o execOptions
+func (a *app) execCommand() *cobra.Command { return a.commandCommand(false) }
+
+// commandCommand is exec, or what the earlier tool had in its place.
+func (a *app) commandCommand(older bool) *cobra.Command {
+	o := execOptions{older: older}
 	c := &cobra.Command{
 		Use:     "exec [flags] SELECTOR... -- PROGRAM [ARG]...",
 		Aliases: []string{"cmd"}, DisableFlagsInUseLine: true,
@@ -61,6 +65,9 @@ Ctrl-C ends what runs on the nodes. The exit status is 0 where everything exited
 			selectors, err := o.read(args, c.ArgsLenAtDash())
 			if err != nil {
 				return err
+			}
+			if r, ok := parseRebuild(first(o.text, strings.Join(o.argv, " "))); ok && o.older {
+				return a.rebuildNodes(c.Context(), selectors, r)
 			}
 			return a.exec(c.Context(), selectors, &o)
 		},

@@ -4,12 +4,12 @@ import "github.com/spf13/cobra"
 
 // runCommands are the commands that have nodes run something, and the groups in which the earlier tool had them.
 func (a *app) runCommands() []*cobra.Command {
-	return []*cobra.Command{a.execCommand(), a.actionCommand(), a.etcdCommand(), a.group("fleet", false), a.group("cluster", true)}
+	return []*cobra.Command{a.execCommand(), a.actionCommand(), a.etcdCommand(), a.deployAppsCommand(true), a.updateCommand(true),
+		a.initControlCommand(true), a.updateControlCommand(true), a.initNodeCommand(true), a.updateNodeCommand(true), a.group("fleet", false), a.group("cluster", true)}
 }
 
 // group has the commands that the earlier tool had once for fleets and once for clusters, with its options: scripts go on as
-// they are. Each is the command of its name outside of the group; only what a node writes to stderr goes to stdout, too,
-// as such scripts expect it.
+// they are. Each is the command of its name outside of the group, but for what its help says.
 func (a *app) group(name string, cluster bool) *cobra.Command {
 	var key string
 	g := &cobra.Command{
@@ -17,14 +17,20 @@ func (a *app) group(name string, cluster bool) *cobra.Command {
 		Hidden: true,
 		Short:  "Commands in the words of the earlier tool",
 		Long: `Commands in the words of the earlier tool, for scripts that have them. Each is the command of the same name without
-the group (nix-infra cmd is nix-infra exec), takes its options, and names its nodes by --target.`,
+the group (nix-infra cmd is nix-infra exec), takes its options, and names its nodes by --target. What differs:
+
+  - what nodes write to stderr goes to stdout, too;
+  - cmd "nixos-rebuild switch" [--fast] [--impure] is nix-infra deploy, and with --rollback it is nix-infra rollback: on the
+    node itself, it would build the files of the last deployment and prove nothing;
+  - in the group "cluster", deploy-apps, update-node and update-ctrl deploy only with --rebuild; else they check and record
+    what they were told, and the next deployment takes it.`,
 		Example: `  nix-infra ` + name + ` cmd --target="node001 node002" "systemctl status nginx"
   nix-infra ` + name + ` action --target=node001 --app-module=mongodb --cmd="status"`,
 		Args: unknownSubcommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	g.PersistentFlags().StringVar(&key, "ssh-key", "", "key below ssh/, for those that use SSH")
-	run := a.execCommand()
+	run := a.commandCommand(true)
 	run.Use, run.Aliases = "cmd [flags] --target=NODE... TEXT", nil
 	action := a.actionCommand()
 	for _, c := range []*cobra.Command{run, action} {
@@ -33,8 +39,11 @@ the group (nix-infra cmd is nix-infra exec), takes its options, and names its no
 		_ = merge.Value.Set(merge.DefValue) // a bool takes it
 	}
 	g.AddCommand(run, action, a.sshCommand(), a.portForwardCommand(cluster), a.uploadCommand(), a.gcCommand(), a.rollbackCommand(), a.upgradeCommand())
+	g.AddCommand(a.deployAppsCommand(!cluster))
 	if cluster {
-		g.AddCommand(a.etcdCommand())
+		g.AddCommand(a.etcdCommand(), a.initControlCommand(true), a.updateControlCommand(false), a.initNodeCommand(true), a.updateNodeCommand(false))
+	} else {
+		g.AddCommand(a.updateCommand(true))
 	}
 	return g
 }

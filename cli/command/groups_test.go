@@ -32,7 +32,8 @@ func TestOlderCalls(t *testing.T) {
 		asks string // of web1; "" is not looked at
 	}{
 		// C9 and C24
-		{[]string{"cluster", "cmd", "-d", s.dir, e, "--target=web1", "nixos-rebuild switch --fast"}, "out\nerr\n", `exec {"argv":["nixos-rebuild","switch","--fast"]}`},
+		{[]string{"cluster", "cmd", "-d", s.dir, e, "--target=web1", "systemctl restart confd"}, "out\nerr\n", `exec {"argv":["systemctl","restart","confd"]}`},
+		{[]string{"cmd", "-d", s.dir, e, "--target=web1", "nixos-rebuild switch --fast"}, "out\n", `exec {"argv":["nixos-rebuild","switch","--fast"]}`},
 		{[]string{"cluster", "cmd", w, "--ssh-key=k", "--debug", e, "--target=web1 web2", "systemctl is-active etcd"}, "web1: out\nweb1: err\n", `exec {"argv":["systemctl","is-active","etcd"]}`},
 		{[]string{"fleet", "cmd", "systemctl status nginx", "-d", s.dir, "--env", "old.env", "--target", "web1"}, "out\nerr\n", `exec {"argv":["systemctl","status","nginx"]}`},
 		{[]string{"fleet", "-d", s.dir, "--env=old.env", "--ssh-key", "k", "cmd", "--target=web1", "a; b"}, "out\nerr\n", `shell {"text":"a; b"}`},

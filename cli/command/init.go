@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ import (
 type initOptions struct {
 	fleet, nixosVersion, user string
 	controllers               []string
+	sshKey, sshEmail          string
 	noCertAuth                bool
 }
 
@@ -52,6 +54,8 @@ are asked. What exists is kept, so that running it again is safe and completes w
 	f.StringArrayVar(&o.controllers, "controller", nil, "URL of a controller, such as tls://host:4222 or wss://host:443; repeatable")
 	f.StringVar(&o.nixosVersion, "nixos-version", "", "NixOS version of the nodes, such as 25.11")
 	f.StringVar(&o.user, "user", "", "your name in the fleet (default: your login name)")
+	f.StringVar(&o.sshKey, "ssh-key", "", "`name` of the SSH key below ssh/ (default $SSH_KEY, else nixinfra)")
+	f.StringVar(&o.sshEmail, "ssh-email", "", "comment of the SSH key's public half (default $SSH_EMAIL, else its name)")
 	f.BoolVar(&o.noCertAuth, "no-cert-auth", false, "accepted for scripts of the earlier tool; changes nothing")
 	return c
 }
@@ -92,7 +96,8 @@ func (a *app) init(o initOptions) (err error) {
 	if err := a.initFleet(keys, ca); err != nil {
 		return err
 	}
-	if err := a.initSSHKey(p.SSHKeyName()); err != nil {
+	key := first(o.sshKey, p.SSHKeyName())
+	if err := a.initSSHKey(key, first(o.sshEmail, first(p.Env.Get("SSH_EMAIL"), key))); err != nil {
 		return err
 	}
 	if err := a.initIgnore(); err != nil {
@@ -131,6 +136,7 @@ func (a *app) openForInit(o *initOptions) (p *project.Project, fresh bool, err e
 		return nil, false, fmt.Errorf("--user: %w", err)
 	}
 	p.Settings.Fleet = o.fleet
+	p.Settings.SSHKey = first(o.sshKey, p.Settings.SSHKey)
 	if fresh {
 		p.Settings.Controllers, p.Settings.Defaults.NixOSVersion = o.controllers, o.nixosVersion
 	}
@@ -146,8 +152,8 @@ func (a *app) finishInit(p *project.Project, fresh bool, o initOptions) error {
 		}
 	}
 	a.told("settings", path, !fresh)
-	if !fresh && (len(o.controllers) > 0 || o.nixosVersion != "") {
-		a.note("--controller and --nixos-version change nothing in a project that has settings; edit %s", path)
+	if !fresh && (len(o.controllers) > 0 || o.nixosVersion != "" || o.sshKey != "") {
+		a.note("--controller, --nixos-version and --ssh-key change nothing in a project that has settings; edit %s", path)
 	}
 	return nil
 }
@@ -297,41 +303,58 @@ func (a *app) initFleet(keys *protocol.FleetKeys, ca *provision.CA) error {
 	return nil
 }
 
-// initSSHKey makes the key pair that machines are reached with until they are enrolled.
-func (a *app) initSSHKey(name string) error {
-	dir := filepath.Join(a.dir, "ssh")
-	path := filepath.Join(dir, name)
-	if _, err := os.Stat(path); err == nil {
+// initSSHKey makes the key pair that machines are reached with until they are enrolled. What is there of one is kept: the
+// public half may be on machines already, and the other half with somebody else.
+func (a *app) initSSHKey(name, comment string) error {
+	if strings.ContainsFunc(comment, unicode.IsControl) {
+		return fmt.Errorf("--ssh-email or SSH_EMAIL %q: use one line of text", comment)
+	}
+	path := filepath.Join(a.dir, "ssh", name)
+	private, err := os.ReadFile(path)
+	if existed := err == nil; existed {
+		err = a.initPublicKey(path, comment, private)
 		a.told("SSH key", path, true)
-		return nil
+		return err
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if _, err := os.Stat(path + ".pub"); err == nil {
+		a.told("SSH key's public half, whose private one is not here", path+".pub", true)
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	public, private, err := ed25519.GenerateKey(rand.Reader)
+	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return err
 	}
-	block, err := ssh.MarshalPrivateKey(private, name)
+	block, err := ssh.MarshalPrivateKey(key, comment)
 	if err != nil {
 		return err
 	}
-	line, err := ssh.NewPublicKey(public)
-	if err != nil {
+	private = pem.EncodeToMemory(block)
+	if err := atomicfile.Write(path, private, 0o600); err != nil {
 		return err
 	}
-	// The public half first: a private key without one would be taken for a complete pair.
-	authorized := append(bytes.TrimSpace(ssh.MarshalAuthorizedKey(line)), " "+name+"\n"...)
-	if err := atomicfile.Write(path+".pub", authorized, 0o644); err != nil {
-		return err
-	}
-	if err := atomicfile.Write(path, pem.EncodeToMemory(block), 0o600); err != nil {
+	if err := a.initPublicKey(path, comment, private); err != nil {
 		return err
 	}
 	a.told("SSH key", path, false)
 	return nil
+}
+
+// initPublicKey makes the public half of a key where it is missing.
+func (a *app) initPublicKey(path, comment string, private []byte) error {
+	if _, err := os.Stat(path + ".pub"); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	key, err := ssh.ParsePrivateKey(private)
+	if err != nil {
+		return fmt.Errorf("%s.pub is missing, and can't be made of the private key (%w); ssh-keygen -y -f %s prints it", path, err, path)
+	}
+	line := append(bytes.TrimSpace(ssh.MarshalAuthorizedKey(key.PublicKey())), " "+comment+"\n"...)
+	return atomicfile.Write(path+".pub", line, 0o644)
 }
 
 // ignore keeps out of the repository what must not be seen. The keys are encrypted and may be in it.
