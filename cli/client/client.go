@@ -78,6 +78,9 @@ func Connect(ctx context.Context, config Config) (*Client, error) {
 	}
 }
 
+// Closed tells whether the connection has ended for good: credentials that were revoked or expired end it so.
+func (c *Client) Closed() bool { return c.nc.IsClosed() }
+
 // Close ends the connection.
 func (c *Client) Close() { c.nc.Close() }
 
