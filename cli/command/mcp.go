@@ -21,6 +21,7 @@ type mcpOptions struct {
 	readOnly bool
 	toolsets []string
 	allow    []string
+	dev      devFlags
 }
 
 // mcpServer is one of the three servers.
@@ -52,6 +53,7 @@ func (a *app) mcpCommand() *cobra.Command {
 	for _, s := range mcpServers {
 		c.AddCommand(a.mcpServerCommand(s))
 	}
+	c.AddCommand(superviseSession())
 	return c
 }
 
@@ -77,6 +79,9 @@ func (a *app) mcpServerCommand(s mcpServer) *cobra.Command {
 	f.StringVar(&o.dir, "project-dir", "", "the project's folder; the same as --working-dir")
 	f.BoolVar(&o.readOnly, "read-only", s.readOnly, "only tools that change nothing")
 	f.StringSliceVar(&o.toolsets, "toolsets", nil, "only the tools of these `sets`")
+	if s.name == "dev" {
+		o.dev.register(f)
+	}
 	if s.fleet {
 		f.StringSliceVar(&o.allow, "allow", nil, "tools that change the fleet, each of which a person has to confirm")
 	}
@@ -84,7 +89,7 @@ func (a *app) mcpServerCommand(s mcpServer) *cobra.Command {
 }
 
 // serveMCP is one of the servers over stdin and stdout, until stdin ends.
-func (a *app) serveMCP(ctx context.Context, s mcpServer, o mcpOptions) error {
+func (a *app) serveMCP(ctx context.Context, s mcpServer, o mcpOptions) (err error) {
 	dir, err := filepath.Abs(a.dir)
 	if err != nil {
 		return err
@@ -97,6 +102,13 @@ func (a *app) serveMCP(ctx context.Context, s mcpServer, o mcpOptions) error {
 		Log: slog.New(slog.NewTextHandler(a.Stderr, nil)),
 	}
 	server := mcp.New(options)
+	if s.name == "dev" {
+		end, err := a.addDev(server, o.dev)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, end()) }()
+	}
 	if err := server.CheckToolsets(nil); err != nil {
 		return err
 	}
