@@ -15,6 +15,10 @@ import (
 // makingTime bounds the making of servers, which takes seconds as a rule.
 const makingTime = 15 * time.Minute
 
+// patience is how many looks in a row at a server that does not run, and with which nothing is being done, are enough: about
+// a minute.
+const patience = 16
+
 // Create makes what is missing. The servers are ordered one after the other, and waited for all together.
 func (h *Hetzner) Create(ctx context.Context, o provision.Order, step func(server, what string)) ([]provision.Server, error) {
 	ctx, cancel := context.WithTimeout(ctx, makingTime)
@@ -130,7 +134,10 @@ func (m *making) makeGroup(ctx context.Context, name string) (*hcloud.PlacementG
 // finish waits until all servers run: first for what is under way, then it looks at them, and starts those that are off,
 // as an earlier run may have left them.
 func (m *making) finish(ctx context.Context, names []string) ([]provision.Server, error) {
-	for looks := 0; ; looks++ {
+	for idle := 0; ; idle++ {
+		if len(m.actions) > 0 {
+			idle = 0
+		}
 		if err := m.wait(ctx); err != nil {
 			return nil, err
 		}
@@ -161,6 +168,8 @@ func (m *making) finish(ctx context.Context, names []string) ([]provision.Server
 				m.step(name, "starting")
 				m.await(name, action)
 				pending = true
+			case idle == patience:
+				errs = append(errs, fmt.Errorf("hetzner: %s is %q, and nothing is being done with it; delete it with nix-infra destroy %s, and run this again", name, s.Status, name))
 			default:
 				m.step(name, string(s.Status))
 				pending = true
@@ -173,7 +182,7 @@ func (m *making) finish(ctx context.Context, names []string) ([]provision.Server
 			select {
 			case <-ctx.Done():
 				return nil, fmt.Errorf("hetzner: waiting for the servers to run: %w", ctx.Err())
-			case <-time.After(pollTime(looks)):
+			case <-time.After(m.pace(idle)):
 			}
 		}
 	}
@@ -183,10 +192,10 @@ func (m *making) finish(ctx context.Context, names []string) ([]provision.Server
 func (m *making) wait(ctx context.Context) error {
 	err := m.api.Action.WaitForFunc(ctx, func(a *hcloud.Action) error {
 		name := m.owner[a.ID]
-		switch a.Status {
-		case hcloud.ActionStatusError:
+		switch {
+		case a.Status == hcloud.ActionStatusError && m.failed[name] == nil: // what comes after an action that failed fails, too
 			m.failed[name] = fmt.Errorf("hetzner: %s: %s failed: %w; delete it with nix-infra destroy %s, and run this again", name, a.Command, a.Error(), name)
-		case hcloud.ActionStatusRunning:
+		case a.Status == hcloud.ActionStatusRunning:
 			m.step(name, fmt.Sprintf("%s %d%%", a.Command, a.Progress))
 		}
 		return nil

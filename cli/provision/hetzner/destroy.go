@@ -42,7 +42,7 @@ func (h *Hetzner) Destroy(ctx context.Context, s provision.Server, step func(wha
 			select {
 			case <-ctx.Done():
 				return explain("delete "+s.Name, err)
-			case <-time.After(pollTime(tries)):
+			case <-time.After(h.pace(tries)):
 			}
 		case err != nil:
 			return explain("delete "+s.Name, err)

@@ -41,13 +41,15 @@ const (
 type Options struct {
 	Token    string
 	Fleet    string
-	Endpoint string // of the API, with its version, such as https://api.hetzner.cloud/v1, which is the default
+	Endpoint string             // of the API, with its version, such as https://api.hetzner.cloud/v1, which is the default
+	Pace     hcloud.BackoffFunc // between two tries of a request, and two looks at what is being made; nil: as the API likes it
 }
 
 // Hetzner is a project at Hetzner Cloud, which the token stands for.
 type Hetzner struct {
 	api   *hcloud.Client
 	fleet string
+	pace  hcloud.BackoffFunc // between two looks
 }
 
 // requestTime bounds one request to the API; it answers within a second or two.
@@ -66,11 +68,16 @@ var pollTime = hcloud.ExponentialBackoffWithOpts(hcloud.ExponentialBackoffOpts{B
 
 // New opens the API. It asks nothing yet.
 func New(o Options) (*Hetzner, error) {
+	h := &Hetzner{fleet: o.Fleet, pace: pollTime}
+	retryTime := backoff
+	if o.Pace != nil {
+		h.pace, retryTime = o.Pace, o.Pace
+	}
 	options := []hcloud.ClientOption{
 		hcloud.WithToken(o.Token), hcloud.WithApplication("nix-infra", protocol.Build()),
 		hcloud.WithHTTPClient(&http.Client{Timeout: requestTime}),
-		hcloud.WithRetryOpts(hcloud.RetryOpts{BackoffFunc: backoff, MaxRetries: retries}),
-		hcloud.WithPollOpts(hcloud.PollOpts{BackoffFunc: pollTime}),
+		hcloud.WithRetryOpts(hcloud.RetryOpts{BackoffFunc: retryTime, MaxRetries: retries}),
+		hcloud.WithPollOpts(hcloud.PollOpts{BackoffFunc: h.pace}),
 	}
 	if o.Endpoint != "" {
 		if err := checkEndpoint(o.Endpoint); err != nil {
@@ -78,7 +85,8 @@ func New(o Options) (*Hetzner, error) {
 		}
 		options = append(options, hcloud.WithEndpoint(o.Endpoint))
 	}
-	return &Hetzner{api: hcloud.NewClient(options...), fleet: o.Fleet}, nil
+	h.api = hcloud.NewClient(options...)
+	return h, nil
 }
 
 // checkEndpoint keeps the token from travelling in clear.
