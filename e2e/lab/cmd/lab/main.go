@@ -25,6 +25,7 @@ const usage = `lab: real nodes on one machine, each with its own systemd, Nix, s
 usage: lab [--name LAB] COMMAND
 
   up N [NODE…]         N nodes, n1 to nN, and others by name; those that there are keep their disks
+  renew N [NODE…]      the same after down: N nodes with new disks
   down                 remove the lab, disks included
   list                 all labs and their nodes
   exec NODE -- CMD…    run a command on a node, as root, without the network
@@ -100,6 +101,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	case "up":
 		return up(bounded, name, rest, stdout, stderr)
+	case "renew":
+		return renew(bounded, name, rest, stdout, stderr)
 	case "list":
 		return list(stdout)
 	case "gc":
@@ -157,6 +160,21 @@ func up(ctx context.Context, name string, args []string, stdout, stderr io.Write
 		return err
 	}
 	return show(stdout, l)
+}
+
+// renew removes the lab, if there is one, and makes it again.
+func renew(ctx context.Context, name string, args []string, stdout, stderr io.Writer) error {
+	l, err := lab.Attach(name)
+	switch {
+	case errors.Is(err, lab.ErrNoLab):
+	case l == nil:
+		return err
+	default: // one that is damaged, too
+		if err := l.Down(ctx); err != nil {
+			return err
+		}
+	}
+	return up(ctx, name, args, stdout, stderr)
 }
 
 func list(stdout io.Writer) error {
