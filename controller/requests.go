@@ -33,6 +33,7 @@ func (t *term) actions() map[protocol.Action]func(context.Context, *protocol.Ver
 		protocol.ShowBlob:        t.showBlob,
 		protocol.PutAccount:      t.putAccount,
 		protocol.ShowAudit:       t.showAudit,
+		protocol.ShowHealth:      t.showHealth,
 		protocol.ListJoinings:    t.listJoinings,
 		protocol.AnswerJoining:   t.answerJoining,
 	}

@@ -40,6 +40,23 @@ type Pong struct {
 	Time  time.Time `json:"time"`  // by the node's clock
 }
 
+// ControllerHealth answers ShowHealth: how the leading controller is.
+type ControllerHealth struct {
+	Version   string       `json:"version"` // of the program
+	Time      time.Time    `json:"time"`    // by its clock
+	Etcd      string       `json:"etcd"`    // "" while it answers, else why it does not, one line
+	Records   StreamHealth `json:"records"` // the record of who ordered what
+	DiskTotal int64        `json:"disk_total"`
+	DiskFree  int64        `json:"disk_free"` // bytes, of the file system with its folder
+}
+
+// StreamHealth is how a stream of JetStream is.
+type StreamHealth struct {
+	Error    string `json:"error"` // "" while it answers, else why it does not, one line
+	Messages uint64 `json:"messages"`
+	Bytes    uint64 `json:"bytes"`
+}
+
 // Phase is where a node stands with a manifest. The legal moves are in agent/reconcile.
 type Phase string
 

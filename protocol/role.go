@@ -81,6 +81,7 @@ const (
 	ShowBlob        Action = "blob-show"     // BlobRequest; answered with a BlobReply
 	PutAccount      Action = "account-put"   // AccountUpdate; answered with an AccountReply
 	ShowAudit       Action = "audit"         // AuditQuery; answered with an AuditPage
+	ShowHealth      Action = "health"        // answered with a ControllerHealth
 	ListJoinings    Action = "joinings"      // Page, whose names are nodes' and whose After is a Next; answered with a JoiningList
 	AnswerJoining   Action = "join-answer"   // JoinAnswer
 
@@ -123,6 +124,7 @@ var leastRole = map[Action]Role{
 	SteerRollout:    Deployer,
 	ShowManifest:    Viewer,
 	ShowBlob:        Viewer,
+	ShowHealth:      Viewer,
 	PutAccount:      Admin,
 	ListJoinings:    Admin,
 	AnswerJoining:   Admin,

@@ -117,6 +117,8 @@ func (f *Fleet) serve(o *protocol.Verified) (any, error) {
 		return f.answerJoining(o.Payload)
 	case protocol.ShowAudit:
 		return f.showAudit(o.Payload)
+	case protocol.ShowHealth:
+		return f.showHealth()
 	case protocol.ShowDeployment:
 		return f.showDeployment(o.Payload)
 	case protocol.ListDeployments:

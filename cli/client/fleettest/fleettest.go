@@ -52,6 +52,7 @@ type Fleet struct {
 	foreign     bool                    // the broker is somebody else's
 	written     []protocol.StoredRecord // the record
 	cut         uint64                  // how many of it are gone from its beginning
+	health      *protocol.ControllerHealth
 }
 
 // New makes keys and a CA, for tests that need no project.
@@ -67,7 +68,8 @@ func New(t testing.TB) *Fleet {
 
 // Start runs the broker and the controller of a fleet until the test ends.
 func Start(t testing.TB, a provision.Authority) *Fleet {
-	f := &Fleet{t: t, Authority: a, nodes: map[string]*Node{}, records: map[string]*protocol.NodeState{}, joining: map[string]*protocol.Joining{}, xkeys: map[string]nkeys.KeyPair{}, blobs: map[string][]byte{}, pieces: map[string][]byte{}, manifests: map[string]string{}, through: map[string]time.Time{}}
+	f := &Fleet{t: t, Authority: a, nodes: map[string]*Node{}, records: map[string]*protocol.NodeState{}, joining: map[string]*protocol.Joining{}, xkeys: map[string]nkeys.KeyPair{}, blobs: map[string][]byte{}, pieces: map[string][]byte{}, manifests: map[string]string{}, through: map[string]time.Time{},
+		health: &protocol.ControllerHealth{Version: protocol.Build(), DiskTotal: 1 << 34, DiskFree: 1 << 33}}
 	var err error
 	f.verifier, err = protocol.NewVerifier(a.Public.Operator, a.Public.AccountJWT)
 	must(t, err)
