@@ -28,7 +28,7 @@ func TestUsage(t *testing.T) {
 			t.Errorf("lab %s: %v", args, err)
 		}
 	}
-	for _, command := range append(append([]string{"up", "list", "gc"}, onLab...), onNodes...) {
+	for _, command := range append(append([]string{"up", "renew", "list", "gc"}, onLab...), onNodes...) {
 		if !strings.Contains(usage, "\n  "+command+" ") {
 			t.Errorf("the usage does not tell of %s", command)
 		}
