@@ -2,6 +2,7 @@ package command
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
@@ -24,6 +25,7 @@ import (
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/provision"
 	"github.com/nix-infra/nix-infra/cli/vault"
+	"github.com/nix-infra/nix-infra/examples"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
@@ -33,6 +35,8 @@ type initOptions struct {
 	controllers               []string
 	sshKey, sshEmail          string
 	noCertAuth                bool
+	template, name            string
+	force                     bool
 }
 
 func (a *app) initCommand() *cobra.Command {
@@ -43,11 +47,15 @@ func (a *app) initCommand() *cobra.Command {
 		Long: `Make a folder a project: the fleet's keys, its own CA, credentials for you, an SSH key and the settings.
 
 The private keys are encrypted with the project's password: SECRETS_PASS, else SECRETS_PWD, else you
-are asked. What exists is kept, so that running it again is safe and completes what was interrupted.`,
-		Example: `  nix-infra init --fleet shop --controller tls://ctl.example.org:4222 --controller wss://ctl.example.org:443
+are asked. What exists is kept, so that running it again is safe and completes what was interrupted.
+
+With --template it also writes a project to start from: fleet has machines that stand alone, cluster has etcd, an
+overlay network and a service mesh. Its README.md tells how to go on.`,
+		Example: `  nix-infra init -d ./shop --template fleet --name shop
+  nix-infra init --fleet shop --controller tls://ctl.example.org:4222 --controller wss://ctl.example.org:443
   nix-infra init -d ./shop --env=.env --batch`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return a.init(o) },
+		RunE: func(c *cobra.Command, _ []string) error { return a.init(c.Context(), o) },
 	}
 	f := c.Flags()
 	f.StringVar(&o.fleet, "fleet", "", "name of the fleet (default: the folder's name)")
@@ -56,11 +64,17 @@ are asked. What exists is kept, so that running it again is safe and completes w
 	f.StringVar(&o.user, "user", "", "your name in the fleet (default: your login name)")
 	f.StringVar(&o.sshKey, "ssh-key", "", "`name` of the SSH key below ssh/ (default $SSH_KEY, else nixinfra)")
 	f.StringVar(&o.sshEmail, "ssh-email", "", "comment of the SSH key's public half (default $SSH_EMAIL, else its name)")
+	f.StringVar(&o.template, "template", "", "also write the files of a `template`: "+strings.Join(examples.Names, " or "))
+	f.StringVar(&o.name, "name", "", "another word for --fleet")
+	f.BoolVar(&o.force, "force", false, "with --template: replace files that are there already")
 	f.BoolVar(&o.noCertAuth, "no-cert-auth", false, "accepted for scripts of the earlier tool; changes nothing")
 	return c
 }
 
-func (a *app) init(o initOptions) (err error) {
+func (a *app) init(ctx context.Context, o initOptions) (err error) {
+	if err := o.check(); err != nil {
+		return err
+	}
 	if len(o.controllers) > 0 {
 		if err := protocol.CheckControllers(o.controllers); err != nil {
 			return fmt.Errorf("--controller: %w", err)
@@ -100,11 +114,22 @@ func (a *app) init(o initOptions) (err error) {
 	if err := a.initSSHKey(key, first(o.sshEmail, first(p.Env.Get("SSH_EMAIL"), key))); err != nil {
 		return err
 	}
+	if o.template != "" {
+		if err := a.initTemplate(o.template, o.force); err != nil {
+			return err
+		}
+	}
 	if err := a.initIgnore(); err != nil {
 		return err
 	}
 	p.Settings.Fleet = keys.Name
-	return a.finishInit(p, fresh, o)
+	if err := a.finishInit(p, fresh, o); err != nil || o.template == "" {
+		return err
+	}
+	if !fresh {
+		a.note("%s was there already and was left as it is; in a new project, the template %s sets defaults.node_module and close_ssh in it, and cluster and nodes for one of a cluster", project.SettingsFile, o.template)
+	}
+	return a.initLock(ctx, o.template)
 }
 
 // missing are a folder and those around it, as far as they don't exist, from the inside out.
@@ -139,6 +164,9 @@ func (a *app) openForInit(o *initOptions) (p *project.Project, fresh bool, err e
 	p.Settings.SSHKey = first(o.sshKey, p.Settings.SSHKey)
 	if fresh {
 		p.Settings.Controllers, p.Settings.Defaults.NixOSVersion = o.controllers, o.nixosVersion
+		if o.template != "" {
+			templateSettings(o.template, &p.Settings)
+		}
 	}
 	return p, fresh, p.Settings.Validate()
 }

@@ -96,6 +96,19 @@ func (p *Project) Tree(r TreeRequest) (*Tree, error) {
 	return &Tree{Files: c.files, Warnings: c.warnings}, nil
 }
 
+// Flake is flake.nix as a node gets it.
+func (p *Project) Flake(node string) ([]byte, error) {
+	c, err := p.newComposer(TreeRequest{Node: node})
+	if err != nil {
+		return nil, err
+	}
+	c.add("flake.nix", "flake.nix", flakeSlot)
+	if err := errors.Join(c.errs...); err != nil {
+		return nil, err
+	}
+	return c.files[0].Data, nil
+}
+
 func (p *Project) newComposer(r TreeRequest) (*composer, error) {
 	if err := ValidNodeName(r.Node); err != nil {
 		return nil, err

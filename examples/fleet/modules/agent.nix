@@ -1,0 +1,22 @@
+# What the nodes allow beyond the defaults of their agent. The agent itself comes from nix-infra/. Every option is in
+# docs/policy.md and docs/health.md of nix-infra.
+{ ... }:
+{
+  services.nix-infra-agent.policy = {
+    # What an app module's action.sh may take.
+    actions = { memory = 268435456; timeout = 600; };
+
+    # A command that is not among the defaults is a rule: a program, and the words, options and values that it may be called
+    # with. This one is for viewers: nix-infra exec node001 -- du -sh /nix/store
+    commands = [
+      {
+        name = "size of the store";
+        program = "du";
+        role = "viewer";
+        timeout = 600;
+        options = [ { names = [ "-s" ]; } { names = [ "-h" ]; } ];
+        forms = [ { operands = [ { what = "a folder of Nix"; pattern = "/nix/(store|var)"; min = 1; } ]; } ];
+      }
+    ];
+  };
+}

@@ -1,0 +1,4 @@
+# Modules that every node has.
+{
+  imports = [ ./agent.nix ];
+}
