@@ -35,7 +35,7 @@ const (
 var joinBackoff = link.Backoff{Base: time.Second, Jitter: time.Second, Cap: 15 * time.Second}
 
 // ErrNotAnswered says that nobody let the machine in, and nobody refused it, for as long as it waited.
-var ErrNotAnswered = errors.New("not let in in time")
+var ErrNotAnswered = errors.New("not let in")
 
 // JoinOptions say how a machine becomes a node by a token.
 type JoinOptions struct {
@@ -80,7 +80,7 @@ func Join(ctx context.Context, o JoinOptions) (already bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	j := &joining{JoinOptions: o, request: request, message: protocol.Encode(message), key: key, to: connect.To{URLs: o.Token.Controllers,
+	j := &joining{JoinOptions: o, request: request, message: protocol.Encode(message), key: key, told: map[string]bool{}, to: connect.To{URLs: o.Token.Controllers,
 		CA: o.Token.CAPEM(), Signer: signer, Name: "joins as " + o.Token.Node, InboxPrefix: protocol.JoinInbox(o.Token.Node, key)}}
 	answer, err := j.run(ctx)
 	if err != nil {
@@ -97,7 +97,7 @@ type joining struct {
 	message []byte
 	key     string // of the token
 	to      connect.To
-	told    string
+	told    map[string]bool
 	refused int // logins, in a row
 }
 
@@ -132,17 +132,17 @@ func (j *joining) run(ctx context.Context) (*protocol.EnrolAnswer, error) {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case last != nil:
-			return nil, fmt.Errorf("%w, %s: %w", ErrNotAnswered, j.Timeout, last)
+			return nil, fmt.Errorf("%w within %s: %w", ErrNotAnswered, j.Timeout, last)
 		}
-		return nil, fmt.Errorf("%w, %s: the operator has not answered; run this again while nix-infra enroll --pending %s is run", ErrNotAnswered, j.Timeout, j.Token.Node)
+		return nil, fmt.Errorf("%w within %s: the operator has not answered; run this again while nix-infra enroll --pending %s is run", ErrNotAnswered, j.Timeout, j.Token.Node)
 	}
 }
 
 func (j *joining) tell(what string) {
-	if what != j.told && j.Tell != nil {
+	if !j.told[what] && j.Tell != nil {
 		j.Tell(what)
 	}
-	j.told = what
+	j.told[what] = true
 }
 
 // once asks over one connection, for as long as that lasts.
@@ -219,13 +219,16 @@ func (j *joining) explain(err error) error {
 		}
 		j.refused++
 		err := protocol.Refuse(protocol.Untrusted, "the broker does not take the token: it has ended (this machine's clock says %s), or the fleet has other keys by now; have the operator make another: nix-infra enroll --token %s",
-			time.Now().UTC().Format(time.RFC3339), j.Token.Node)
+			clock(), j.Token.Node)
 		if j.refused >= refusedLogins {
 			return final{err}
 		}
 		return err
 	case errors.As(err, &certificate):
-		return fmt.Errorf("what answers at %s is not the token's fleet, or this machine's clock is wrong (it says %s): %w", strings.Join(j.to.URLs, ", "), time.Now().UTC().Format(time.RFC3339), err)
+		return fmt.Errorf("what answers at %s is not the token's fleet, or this machine's clock is wrong (it says %s): %w", strings.Join(j.to.URLs, ", "), clock(), certificate.Err)
 	}
 	return err
 }
+
+// clock is this machine's, to the minute: what is said again and again should be the same.
+func clock() string { return time.Now().UTC().Format("2006-01-02 15:04 UTC") }
