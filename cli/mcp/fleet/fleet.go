@@ -75,6 +75,7 @@ func Add(s *mcp.Server, host Host, cluster bool) *Fleet {
 	f.addDifferences(s)
 	f.addFailures(s)
 	f.addFiles(s)
+	f.addActs(s)
 	if cluster {
 		f.addEtcd(s)
 	}

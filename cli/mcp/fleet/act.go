@@ -1,0 +1,187 @@
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nix-infra/nix-infra/cli/mcp"
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/rule"
+)
+
+// actTime is how long a tool may take that changes something: an action may, and a deploy composes and uploads.
+const actTime = 10 * time.Minute
+
+// document is one that the command line prints with --json (docs/json.md).
+type document = map[string]any
+
+// addActs gives a server the tools that change the fleet. Each has a person confirm first, and needs credentials that
+// permit it.
+func (f *Fleet) addActs(s *mcp.Server) {
+	mcp.Add(s, mcp.Tool{
+		Name: "deploy", Title: "Deploy the project", Toolset: setAct, Role: protocol.LeastRole(protocol.Deploy), Effect: mcp.Destroys, Allow: "deploy", Timeout: actTime,
+		Description: "Deploy the project as it is here to nodes. A person is shown what would change and has to confirm it. It goes on when this returns: deployment tells how far it is. " +
+			"Each node proves the new system or goes back by itself. With canary, batch and max_failures it goes out in waves.",
+	}, func(ctx context.Context, c *mcp.Call, in struct {
+		Target      string `json:"target" jsonschema:"which nodes: names, globs, @tag, separated by commas, or all"`
+		Mode        string `json:"mode,omitempty" enum:"switch,boot,test" jsonschema:"switch if nothing is said"`
+		Canary      string `json:"canary,omitempty" jsonschema:"first wave: a number or share (10%) of the nodes" max:"10"`
+		Batch       string `json:"batch,omitempty" jsonschema:"each further wave: a number or share of the nodes" max:"10"`
+		MaxFailures string `json:"max_failures,omitempty" jsonschema:"so many may fail before no further node gets it" max:"10"`
+		OnFailure   string `json:"on_failure,omitempty" enum:"stop,pause,rollback"`
+	}) (*mcp.Answer[document], error) {
+		nodes, words, err := f.affected(ctx, c, in.Target)
+		if err != nil {
+			return nil, err
+		}
+		changes, err := f.diffProject(ctx, c, in.Target)
+		if err != nil {
+			return nil, err
+		}
+		args, extra := []string{"deploy", "--detach"}, ""
+		for _, flag := range []struct{ name, value string }{{"mode", in.Mode}, {"canary", in.Canary}, {"batch", in.Batch}, {"max-failures", in.MaxFailures}, {"on-failure", in.OnFailure}} {
+			if flag.value != "" {
+				args = append(args, "--"+flag.name+"="+flag.value)
+				extra += fmt.Sprintf(", %s %s", flag.name, flag.value)
+			}
+		}
+		question := fmt.Sprintf("Deploy the project in %s to %s%s?\n%s", f.Dir, nodes, extra, changes.Summary)
+		var paths []string
+		for _, p := range changes.Parts {
+			paths = append(paths, p.Row.Path)
+		}
+		if len(paths) > 0 {
+			question += "\nThat changes: " + some(paths)
+		}
+		return f.act(ctx, c, question, append(append(args, "--"), words...))
+	})
+	mcp.Add(s, mcp.Tool{
+		Name: "rollback", Title: "Roll nodes back", Toolset: setAct, Role: protocol.LeastRole(protocol.Deploy), Effect: mcp.Destroys, Allow: "rollback", Timeout: actTime,
+		Description: "Have nodes go back to the system that was proven before the one that runs, or to a generation of theirs (generations lists them). A person has to confirm it. It goes on when this returns: deployment tells how far it is.",
+	}, func(ctx context.Context, c *mcp.Call, in struct {
+		Target string `json:"target" jsonschema:"which nodes: names, globs, @tag, separated by commas, or all"`
+		To     int    `json:"to,omitempty" jsonschema:"number of a generation; what was proven before if nothing is said"`
+	}) (*mcp.Answer[document], error) {
+		nodes, words, err := f.affected(ctx, c, in.Target)
+		if err != nil {
+			return nil, err
+		}
+		args, to := []string{"rollback", "--detach"}, "what was proven before"
+		if in.To != 0 {
+			args, to = append(args, "--to="+strconv.Itoa(in.To)), fmt.Sprintf("generation %d", in.To)
+		}
+		return f.act(ctx, c, fmt.Sprintf("Roll back to %s on %s?", to, nodes), append(append(args, "--"), words...))
+	})
+	mcp.Add(s, mcp.Tool{
+		Name: "reboot", Title: "Reboot nodes", Toolset: setAct, Role: protocol.LeastRole(protocol.Deploy), Effect: mcp.Destroys, Allow: "reboot", Timeout: actTime,
+		Description: "Reboot nodes, one after the other; each has to prove its system afterwards. A person has to confirm it. It goes on when this returns: deployment tells how far it is.",
+	}, func(ctx context.Context, c *mcp.Call, in struct {
+		Target string `json:"target" jsonschema:"which nodes: names, globs, @tag, separated by commas, or all"`
+	}) (*mcp.Answer[document], error) {
+		nodes, words, err := f.affected(ctx, c, in.Target)
+		if err != nil {
+			return nil, err
+		}
+		return f.act(ctx, c, fmt.Sprintf("Reboot %s, one after the other?", nodes), append([]string{"reboot", "--detach", "--"}, words...))
+	})
+	mcp.Add(s, mcp.Tool{
+		Name: "action", Title: "Run an app module's action", Toolset: setAct, Role: protocol.LeastRole(protocol.RunScript), Effect: mcp.Destroys, Allow: "action", Timeout: actTime,
+		Description: "Run the action.sh of an app module on nodes, as it was deployed to them, as root. A person has to confirm it.",
+	}, func(ctx context.Context, c *mcp.Call, in struct {
+		Target string `json:"target" jsonschema:"which nodes: names, globs, @tag, separated by commas, or all"`
+		Module string `json:"module" jsonschema:"folder below app_modules/" max:"128"`
+		Words  string `json:"words" jsonschema:"words for the script, such as status" max:"4096"`
+	}) (*mcp.Answer[document], error) {
+		script, err := rule.Split(strings.TrimSpace(in.Words))
+		if err != nil {
+			return nil, fmt.Errorf("words: %w", err)
+		}
+		nodes, words, err := f.affected(ctx, c, in.Target)
+		if err != nil {
+			return nil, err
+		}
+		args := []string{"action", "--app-module=" + in.Module, "--timeout=5m"}
+		for _, w := range words {
+			args = append(args, "--target="+w)
+		}
+		return f.act(ctx, c, fmt.Sprintf("Run the action %q of app module %q on %s, as root?", script, in.Module, nodes), append(append(args, "--"), script...))
+	})
+	mcp.Add(s, mcp.Tool{
+		Name: "restart-unit", Title: "Restart units", Toolset: setAct, Role: protocol.Operator, Effect: mcp.Destroys, Allow: "restart-unit", Timeout: actTime,
+		Description: "Restart units on nodes, as each node's policy lets an operator: services, timers, sockets and paths, and none of the system's own. A person has to confirm it.",
+	}, func(ctx context.Context, c *mcp.Call, in struct {
+		Target string `json:"target" jsonschema:"which nodes: names, globs, @tag, separated by commas, or all"`
+		Units  string `json:"units" jsonschema:"names of units, separated by commas"`
+	}) (*mcp.Answer[runRow], error) {
+		argv, err := systemctl("restart", in.Units, "")
+		if err != nil {
+			return nil, err
+		}
+		if len(argv) == 2 {
+			return nil, fmt.Errorf("units: which ones?")
+		}
+		nodes, _, err := f.affected(ctx, c, in.Target)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.Confirm(ctx, fmt.Sprintf("Restart %s on %s?", strings.Join(argv[2:], ", "), nodes)); err != nil {
+			return nil, err
+		}
+		s, err := f.session(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		chosen, err := f.nodes(ctx, s, in.Target, "")
+		if err != nil {
+			return nil, err
+		}
+		all, err := f.run(ctx, s, namesOf(chosen), argv, maxLimit, protocol.Operator)
+		if err != nil {
+			return nil, err
+		}
+		return show(all, "systemctl restart"), nil
+	})
+}
+
+// affected says which nodes something is about, in words for a person and for a command line.
+func (f *Fleet) affected(ctx context.Context, c *mcp.Call, target string) (said string, words []string, err error) {
+	if _, err := selectors(target); err != nil {
+		return "", nil, err
+	}
+	s, err := f.session(ctx, c)
+	if err != nil {
+		return "", nil, err
+	}
+	nodes, err := f.nodes(ctx, s, target, "")
+	if err != nil {
+		return "", nil, err
+	}
+	// By name: what is done is for the nodes that the person saw.
+	return fmt.Sprintf("%s (%s)", plural(len(nodes), "node"), some(namesOf(nodes))), namesOf(nodes), nil
+}
+
+// act runs a command line once a person has confirmed what it does.
+func (f *Fleet) act(ctx context.Context, c *mcp.Call, question string, args []string) (*mcp.Answer[document], error) {
+	if err := c.Confirm(ctx, question+fmt.Sprintf("\nIt is done as %s (%s).", c.Caller.Name, c.Caller.Role)); err != nil {
+		return nil, err
+	}
+	out := f.Run(ctx, c.Caller.Creds, args...)
+	a := &mcp.Answer[document]{Failed: out.Status != 0}
+	for line := range bytes.Lines(out.Stdout) {
+		var d document
+		if json.Unmarshal(line, &d) == nil {
+			a.Parts = append(a.Parts, mcp.Part[document]{Text: string(line), Untrusted: true, Row: &d})
+		}
+	}
+	if out.Status == 0 && len(out.Stderr) == 0 {
+		a.Summary = "Done: nix-infra " + args[0] + "."
+		return a, nil
+	}
+	a.Summary = fmt.Sprintf("nix-infra %s ended with status %d: %v", args[0], out.Status, out.err())
+	return a, nil
+}

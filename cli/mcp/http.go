@@ -1,0 +1,135 @@
+package mcp
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/mark3labs/mcp-go/server"
+)
+
+// HTTPOptions is how a server is reached over HTTP.
+type HTTPOptions struct {
+	Addr            string   // host:port; without a host, this machine alone reaches it
+	TLSCert, TLSKey string   // files; needed where others reach it
+	Origins         []string // of web pages that may speak with it, such as https://chat.example.org; none: no page
+	Authenticate    func(token string) (Caller, error)
+	listening       func(net.Addr) // told where it listens, for tests
+}
+
+// Path is where the protocol is spoken.
+const Path = "/mcp"
+
+// Bounds of HTTP.
+const (
+	maxAtOnce   = 64 // requests that are worked on at the same time, beside those that listen
+	sessionIdle = 30 * time.Minute
+)
+
+// Check refuses options by which others than this machine could read what is said.
+func (o *HTTPOptions) Check() error {
+	host, port, err := net.SplitHostPort(o.Addr)
+	if err != nil {
+		return fmt.Errorf("--http %q: use HOST:PORT, such as 127.0.0.1:8787 or :8787", o.Addr)
+	}
+	if host == "" {
+		host = "127.0.0.1"
+		o.Addr = net.JoinHostPort(host, port)
+	}
+	if (o.TLSCert == "") != (o.TLSKey == "") {
+		return errors.New("--tls-cert and --tls-key go together")
+	}
+	if ip, err := netip.ParseAddr(host); (err == nil && ip.IsLoopback() || host == "localhost") || o.TLSCert != "" {
+		return nil
+	}
+	return fmt.Errorf("--http %s: other machines could reach it, and tokens would travel in clear; give --tls-cert and --tls-key, or put a proxy with TLS before a loopback address", o.Addr)
+}
+
+// ServeHTTP speaks with many clients by streamable HTTP, until ctx ends.
+func (s *Server) ServeHTTP(ctx context.Context, o HTTPOptions) error {
+	if err := o.Check(); err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", o.Addr)
+	if err != nil {
+		return err
+	}
+	streamable := server.NewStreamableHTTPServer(s.mcp,
+		server.WithStateful(true), // revisions before 2026-07-28 ask people within a session
+		server.WithSessionIdleTTL(sessionIdle),
+		server.WithStreamableHTTPLogger(slog.New(slog.DiscardHandler)),
+	)
+	h := &http.Server{
+		Handler: s.guard(o, streamable), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog:    slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	if o.TLSCert != "" {
+		pair, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
+		if err != nil {
+			listener.Close()
+			return fmt.Errorf("--tls-cert, --tls-key: %w", err)
+		}
+		listener = tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+	}
+	s.Log.Info("listening", "address", listener.Addr().String(), "path", Path, "tls", o.TLSCert != "")
+	if o.listening != nil {
+		o.listening(listener.Addr())
+	}
+	stop := context.AfterFunc(ctx, func() { h.Close() }) // what is worked on ends with ctx
+	defer stop()
+	err = h.Serve(listener)
+	_ = streamable.Shutdown(context.WithoutCancel(ctx))
+	if errors.Is(err, http.ErrServerClosed) && ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// guard lets in what has a token, and no web page that was not named. It tells the server who asks.
+func (s *Server) guard(o HTTPOptions, next http.Handler) http.Handler {
+	working := make(chan struct{}, maxAtOnce)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != Path {
+			http.NotFound(w, r)
+			return
+		}
+		// A browser says on behalf of which page it asks. Whoever else asks says nothing there.
+		if origin := r.Header.Values("Origin"); len(origin) > 1 || len(origin) == 1 && !slices.Contains(o.Origins, origin[0]) {
+			s.Log.Warn("refused: origin", "origin", cut(fmt.Sprint(origin), 200), "from", r.RemoteAddr)
+			http.Error(w, "this origin may not speak with this server", http.StatusForbidden)
+			return
+		}
+		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		caller, err := Caller{}, errors.New("no bearer token")
+		if ok {
+			caller, err = o.Authenticate(token)
+		}
+		if err != nil {
+			s.Log.Warn("refused: token", "why", err, "from", r.RemoteAddr)
+			w.Header().Set("WWW-Authenticate", `Bearer realm="nix-infra"`)
+			http.Error(w, "a valid token is needed: Authorization: Bearer TOKEN", http.StatusUnauthorized)
+			return
+		}
+		if r.Method == http.MethodPost {
+			select {
+			case working <- struct{}{}:
+				defer func() { <-working }()
+			default:
+				w.Header().Set("Retry-After", "1")
+				http.Error(w, "too many requests are worked on", http.StatusServiceUnavailable)
+				return
+			}
+			r.Body = http.MaxBytesReader(w, r.Body, maxMessage)
+		}
+		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller)))
+	})
+}
