@@ -107,6 +107,9 @@ func (a *app) init(ctx context.Context, o initOptions) (err error) {
 	if err := a.initAdmin(v, keys, o.user); err != nil {
 		return err
 	}
+	if err := a.initMCP(keys); err != nil {
+		return err
+	}
 	if err := a.initFleet(keys, ca); err != nil {
 		return err
 	}
