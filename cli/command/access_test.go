@@ -70,8 +70,8 @@ func TestAccessAdd(t *testing.T) {
 		}
 	}
 
-	r := s.run("access", "add", "mcp", "--role", "viewer", "--out", "-", "--json")
-	if _, claims, err := protocol.ParseCredentials([]byte(r.out)); err != nil || claims.Name != "mcp" || r.status != OK {
+	r := s.run("access", "add", "watcher", "--role", "viewer", "--out", "-", "--json")
+	if _, claims, err := protocol.ParseCredentials([]byte(r.out)); err != nil || claims.Name != "watcher" || r.status != OK {
 		t.Errorf("to stdout: %v, %+v", err, r)
 	}
 	for _, g := range documents(t, s.must("access", "list", "--json")) {
@@ -80,7 +80,7 @@ func TestAccessAdd(t *testing.T) {
 		}
 	}
 	out := lines(s.must("access", "list"))
-	for i, want := range []string{"NAME", "alice  admin", "bob    deployer  n[12] web*", "mcp    viewer    all"} {
+	for i, want := range []string{"NAME", "alice    admin", "mcp      viewer    all", "bob      deployer  n[12] web*", "watcher  viewer    all"} {
 		if !strings.HasPrefix(out[i], want) {
 			t.Errorf("line %d is %q, want %q", i, out[i], want)
 		}
@@ -133,7 +133,7 @@ func TestAccessRevoke(t *testing.T) {
 	}
 	s.expect(Refused, "revoked", "--creds", creds, "status")
 	s.must("--creds", carol, "status")
-	d := documents(t, s.must("access", "list", "--json"))[1]
+	d := documents(t, s.must("access", "list", "--json"))[2]
 	if d["name"] != "bob" || d["state"] != "revoked" || d["revoked_by"] != "alice" || d["revoked"] == nil {
 		t.Errorf("on record is %v", d)
 	}
@@ -385,10 +385,10 @@ func TestAccessRecord(t *testing.T) {
 		V      int `json:"v"`
 		Grants []map[string]any
 	}
-	if err := json.Unmarshal([]byte(s.read("nix-infra/access.json")), &r); err != nil || r.V != 1 || len(r.Grants) != 2 {
+	if err := json.Unmarshal([]byte(s.read("nix-infra/access.json")), &r); err != nil || r.V != 1 || len(r.Grants) != 3 {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	g := r.Grants[1]
+	g := r.Grants[2]
 	if g["name"] != "bob" || g["role"] != "operator" || g["expires"] != "2099-01-02T00:00:00Z" || g["by"] != "alice" || fmt.Sprint(g["targets"]) != "[web1]" {
 		t.Errorf("on record is %v", g)
 	}

@@ -77,7 +77,7 @@ what a controller says of a node. The others refuse whatever it signs, and it do
 of deployments, which the broker hands to everybody who may ask, is not restricted.`,
 		Example: `  nix-infra access add bob --role operator --expires 90d
   nix-infra access add ci --role deployer --target "web* db1" --out ci.creds
-  nix-infra access add mcp --role viewer --expires 12h --out - | ssh bob@desk 'umask 077; cat > mcp.creds'`,
+  nix-infra access add wall --role viewer --expires 12h --out - | ssh bob@desk 'umask 077; cat > wall.creds'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.accessAdd(args[0], o) },
 	}
