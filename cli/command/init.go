@@ -168,7 +168,7 @@ func (a *app) openForInit(o *initOptions) (p *project.Project, fresh bool, err e
 	if fresh {
 		p.Settings.Controllers, p.Settings.Defaults.NixOSVersion = o.controllers, o.nixosVersion
 		if o.template != "" {
-			templateSettings(o.template, &p.Settings)
+			p.Settings.ApplyTemplate(o.template)
 		}
 	}
 	return p, fresh, p.Settings.Validate()

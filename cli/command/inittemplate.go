@@ -3,7 +3,6 @@ package command
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,9 +17,6 @@ import (
 	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
-
-// templateVersion is the NixOS version of a project that is made of a template and is given none.
-const templateVersion = "25.11"
 
 // lockTime is how long Nix may look up the sources that a flake locks.
 const lockTime = 2 * time.Minute
@@ -37,26 +33,6 @@ func (o *initOptions) check() error {
 	}
 	o.fleet = first(o.fleet, o.name)
 	return nil
-}
-
-// templateSettings are what the files of a template expect of the settings.
-func templateSettings(template string, s *project.Settings) {
-	s.Defaults.NixOSVersion = first(s.Defaults.NixOSVersion, templateVersion)
-	s.Defaults.CloseSSH = true
-	switch template {
-	case "fleet":
-		s.Defaults.NodeModule = "standalone_machine"
-	case "cluster":
-		s.Defaults.NodeModule = "cluster_node"
-		s.Cluster = project.Cluster{
-			UUID: strings.ToLower(rand.Text()), ControlNodes: []string{"etcd001"},
-			ServiceGroups: map[string][]string{"service001": {"services"}, "worker001": {"backends"}, "ingress001": {"frontends"}},
-		}
-		s.Nodes = map[string]project.NodeSettings{
-			"etcd001": {Tags: []string{"control"}}, "registry001": {Tags: []string{"registry"}}, "service001": {Tags: []string{"service"}},
-			"worker001": {Tags: []string{"worker"}}, "ingress001": {Tags: []string{"ingress"}, NodeModule: "ingress_node"},
-		}
-	}
 }
 
 // initTemplate writes the files of a template. What is there already is left as it is, unless it is to be replaced.
