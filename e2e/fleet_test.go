@@ -47,6 +47,14 @@ func newFleet(t *testing.T, names ...string) *fleet {
 // work, and run beside each other.
 func newLab(t *testing.T, names ...string) *fleet {
 	t.Helper()
+	f := bareLab(t)
+	f.start(names)
+	return f
+}
+
+// bareLab is a lab without machines, and an empty folder for a project.
+func bareLab(t *testing.T) *fleet {
+	t.Helper()
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	t.Cleanup(cancel)
@@ -59,7 +67,6 @@ func newLab(t *testing.T, names ...string) *fleet {
 			t.Error(err)
 		}
 	})
-	f.start(names)
 	return f
 }
 
@@ -125,12 +132,18 @@ func (f *fleet) start(names []string) {
 // enlist makes the project folder, and enrols the controller and the nodes.
 func (f *fleet) enlist(names []string) {
 	f.t.Helper()
+	f.copyProject()
+	f.must("enroll", "ctl", "--controller", "--ssh", "root@"+f.ctl.IP, "--ssh-key", f.lab.SSHKey(), "--batch")
+	f.enrollAll(names)
+}
+
+// copyProject makes the folder a project that has no machines yet.
+func (f *fleet) copyProject() {
+	f.t.Helper()
 	f.creds = programs.project + ".creds"
 	if out, err := exec.CommandContext(f.ctx, "cp", "-a", programs.project+"/.", f.project).CombinedOutput(); err != nil {
 		f.t.Fatalf("%v: %s", err, out)
 	}
-	f.must("enroll", "ctl", "--controller", "--ssh", "root@"+f.ctl.IP, "--ssh-key", f.lab.SSHKey(), "--batch")
-	f.enrollAll(names)
 }
 
 // down removes the lab.

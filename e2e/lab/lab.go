@@ -150,6 +150,11 @@ func create(ctx context.Context, o Options) (*Lab, error) {
 	return l, l.save()
 }
 
+// Make makes these nodes where they don't exist, and boots none.
+func (l *Lab) Make(ctx context.Context, o NodeOptions, names ...string) ([]*Node, error) {
+	return l.ensureNodes(ctx, o, names)
+}
+
 // Start makes these nodes where they don't exist, boots those that don't run, all at once, and returns when
 // every one has finished booting and answers on its SSH port.
 func (l *Lab) Start(ctx context.Context, names ...string) ([]*Node, error) {
@@ -158,7 +163,7 @@ func (l *Lab) Start(ctx context.Context, names ...string) ([]*Node, error) {
 
 // StartWith is Start for nodes out of the ordinary.
 func (l *Lab) StartWith(ctx context.Context, o NodeOptions, names ...string) ([]*Node, error) {
-	nodes, err := l.ensureNodes(ctx, o, names)
+	nodes, err := l.Make(ctx, o, names...)
 	if err != nil {
 		return nil, err
 	}
