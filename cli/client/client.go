@@ -104,6 +104,8 @@ func explain(err error, config Config) error {
 		return fmt.Errorf("the controller at %s refuses the credentials of %s: expired, revoked or of another fleet", urls, config.Name)
 	case errors.As(err, &host):
 		return fmt.Errorf("the controller's certificate is not for the address in %s; enroll the controller again with --address (%v)", urls, host)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Errorf("the certificate of the controller at %s is not valid at this time; check the clocks, and enroll the controller again (%v)", urls, invalid)
 	case errors.As(err, &foreign), errors.As(err, &invalid), errors.As(err, &badCert):
 		return fmt.Errorf("what answers at %s is not this fleet's controller: its certificate is not by the project's CA; check the controllers in nix-infra.yaml", urls)
 	}

@@ -275,6 +275,28 @@ func TestConnectSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
+// Probe tells of each URL by itself, and when the certificate there ends.
+func TestProbe(t *testing.T) {
+	f := fleettest.New(t)
+	config := client.Config{URLs: []string{"tls://127.0.0.1:1"}, CA: f.Authority.CA.Public(), Signer: f.Signer("alice", protocol.Viewer), Name: "alice", Timeout: 2 * time.Second}
+	ends, err := client.Probe(t.Context(), config, f.URL)
+	if err != nil || time.Until(ends) < 24*time.Hour {
+		t.Errorf("its certificate ends at %v, %v", ends, err)
+	}
+	if ends, err := client.Probe(t.Context(), config, "tls://127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "tls://127.0.0.1:1") || !ends.IsZero() {
+		t.Errorf("nobody there: %v, %v", ends, err)
+	}
+	config.Signer, config.Name = fleettest.New(t).Signer("alice", protocol.Viewer), "alice"
+	if ends, err := client.Probe(t.Context(), config, f.URL); err == nil || ends.IsZero() {
+		t.Errorf("refused credentials: %v, %v", ends, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := client.Probe(ctx, config, f.URL); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+}
+
 func TestConnectCanBeInterrupted(t *testing.T) {
 	f := fleettest.New(t)
 	ctx, cancel := context.WithCancel(t.Context())
