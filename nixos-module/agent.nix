@@ -14,7 +14,7 @@ let
   openRange = range: lib.any (port: range.from <= port && port <= range.to) sshPorts;
 in
 {
-  imports = [ ./policy.nix ./health.nix ];
+  imports = [ ./policy.nix ./health.nix ./join.nix ];
 
   options.services.nix-infra-agent = {
     enable = lib.mkEnableOption ''

@@ -4,6 +4,7 @@
   services.nix-infra-agent = {
     enable = true;
     closeSSH = true;
+    tokenFile = "/run/nix-infra/token";
     policy = {
       files.roots = [ "/var/lib/app/public" ];
       commands = [
