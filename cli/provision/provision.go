@@ -216,6 +216,14 @@ func (i Installation) start(ctx context.Context, m *Machine) (lasting bool, err 
 	if lasting = err == nil; lasting {
 		dir = machine.LastingUnits
 	}
+	deployed, err := i.deployed(ctx, m, dir)
+	if err != nil {
+		return false, err
+	}
+	if deployed {
+		_, err := run(ctx, stepTime, m, nil, "systemctl", "restart", "--no-block", i.Program.unit())
+		return true, err
+	}
 	if err := upload(ctx, m, dir+"/"+i.Program.unit(), []byte(i.Program.Unit), "0644"); err != nil {
 		return false, err
 	}
@@ -229,6 +237,17 @@ func (i Installation) start(ctx context.Context, m *Machine) (lasting bool, err 
 		}
 	}
 	return lasting, nil
+}
+
+// deployed tells whether the machine's own system has the unit: that counts more than one in /run, and runs what a deployment
+// brought. The program that was uploaded takes its place with the next one (agent/facts).
+func (i Installation) deployed(ctx context.Context, m *Machine, dir string) (bool, error) {
+	out, err := run(ctx, stepTime, m, nil, "systemctl", "show", "--property=FragmentPath", "--value", i.Program.unit())
+	if err != nil {
+		return false, fmt.Errorf("systemctl show: %w", err)
+	}
+	path := strings.TrimSpace(string(out))
+	return path != "" && path != dir+"/"+i.Program.unit(), nil
 }
 
 // openScript lets connections to ports through a running NixOS firewall, in both of its forms.

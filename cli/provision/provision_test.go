@@ -155,6 +155,23 @@ func TestUnitWhereEtcIsReadOnly(t *testing.T) {
 	}
 }
 
+// A system that has the agent keeps its unit: enrolling again brings the program, and whatever was enrolled is taken up.
+func TestUnitOfTheSystem(t *testing.T) {
+	h := sshtest.Start(t)
+	h.ReadOnlyEtc(t)
+	h.Deployed("/etc/systemd/system/nix-infra-agent.service")
+	lasting, steps, err := install(t, h, target(t, h, "root"), Agent, nil)
+	if err != nil || !lasting {
+		t.Fatalf("after %v: %v, lasting %v", steps, err, lasting)
+	}
+	if _, err := os.Stat(h.Path("/run/systemd/system/nix-infra-agent.service")); !os.IsNotExist(err) {
+		t.Errorf("a unit in /run: %v", err)
+	}
+	if got := h.Systemctl(); !slices.Equal(got, []string{"restart --no-block nix-infra-agent.service"}) {
+		t.Errorf("systemctl was told %q", got)
+	}
+}
+
 func TestFailuresNameTheStep(t *testing.T) {
 	for name, c := range map[string]struct {
 		host   func(*sshtest.Host)

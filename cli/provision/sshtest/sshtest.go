@@ -54,7 +54,7 @@ func Start(t testing.TB) *Host {
 	for _, dir := range []string{"/var/lib", "/etc/systemd/system", "/run/systemd/system", "/bin"} {
 		must(t, os.MkdirAll(h.Path(dir), 0o755))
 	}
-	h.script(t, "systemctl", `echo "$*" >> "$0.log"; if [ -e "$0.fail" ]; then echo "no such thing" >&2; exit 1; fi`)
+	h.script(t, "systemctl", `if [ "$1" = show ]; then cat "$0.fragment" 2>/dev/null; exit 0; fi; echo "$*" >> "$0.log"; if [ -e "$0.fail" ]; then echo "no such thing" >&2; exit 1; fi`)
 	h.script(t, "sudo", `touch "$0.used"; [ "$1 $2" = "-n --" ] || exit 1; shift 2; exec "$@"`)
 	h.script(t, "journalctl", `printf 'first line\n\033[2Jlast line of the log\n'`)
 	h.script(t, "uname", `echo "$FAKE_UNAME"`)
@@ -119,6 +119,11 @@ func (h *Host) AddHostKey(t testing.TB) {
 func (h *Host) ReadOnlyEtc(t testing.TB) {
 	must(t, os.Remove(h.Path("/etc/systemd/system")))
 	must(t, os.Symlink(t.TempDir(), h.Path("/etc/systemd/system")))
+}
+
+// Deployed makes the agent's unit one of the machine's own system, at this path.
+func (h *Host) Deployed(path string) {
+	os.WriteFile(h.Path("/bin/systemctl.fragment"), []byte(path+"\n"), 0o600)
 }
 
 // FailSystemctl makes every systemctl fail.
