@@ -203,7 +203,7 @@ func TestRoles(t *testing.T) {
 			}
 		}
 	}
-	for _, role := range []protocol.Role{protocol.Node, protocol.Controller} {
+	for _, role := range []protocol.Role{protocol.Node, protocol.Controller, protocol.Joiner} {
 		r := f.raw(f.user(keys, "n9", role, time.Time{}), "unused")
 		for action, a := range table {
 			r.refused(string(action)+" by "+string(role), func() error { return r.Publish(protocol.RequestSubject(a.target, action), []byte("{}")) })
