@@ -181,7 +181,8 @@ func TestRoles(t *testing.T) {
 		protocol.TagNode: {protocol.ControllerName, protocol.Deployer}, protocol.LockNode: {protocol.ControllerName, protocol.Deployer},
 		protocol.SteerRollout: {protocol.ControllerName, protocol.Deployer}, protocol.PutNode: {protocol.ControllerName, protocol.Admin},
 		protocol.RemoveNode: {protocol.ControllerName, protocol.Admin}, protocol.PutAccount: {protocol.ControllerName, protocol.Admin},
-		protocol.ShowAudit: {protocol.ControllerName, protocol.Admin}, protocol.ShowHealth: {protocol.ControllerName, protocol.Viewer},
+		protocol.ShowAudit: {protocol.ControllerName, protocol.Admin}, protocol.ListJoinings: {protocol.ControllerName, protocol.Admin},
+		protocol.AnswerJoining: {protocol.ControllerName, protocol.Admin}, protocol.ShowHealth: {protocol.ControllerName, protocol.Viewer},
 	}
 	order := []protocol.Role{protocol.Viewer, protocol.Operator, protocol.Deployer, protocol.Admin}
 	for i, role := range order {
