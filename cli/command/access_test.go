@@ -225,7 +225,7 @@ func TestRemovedNodeIsRevoked(t *testing.T) {
 	if !errors.Is(err, nats.ErrAuthRevoked) && !errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("it came in: %v", err)
 	}
-	d := documents(t, s.must("access", "list", "--json"))[1]
+	d := documents(t, s.must("access", "list", "--json"))[2]
 	if d["name"] != "web1" || d["role"] != "node" || d["state"] != "revoked" {
 		t.Errorf("on record is %v", d)
 	}

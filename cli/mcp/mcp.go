@@ -101,6 +101,9 @@ func (s *Server) visible(ctx context.Context, tools []mcp.Tool) []mcp.Tool {
 	})
 }
 
+// Protocol is the server as mcp-go has it, for clients in the same process.
+func (s *Server) Protocol() *server.MCPServer { return s.mcp }
+
 type callerKey struct{}
 
 // withCaller has what ctx is of asked by c.

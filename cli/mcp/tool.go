@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -100,7 +101,7 @@ func explain(ctx context.Context, err error) string {
 func answer[In, Row any](ctx context.Context, c *Call, handle Handler[In, Row]) (result *mcp.CallToolResult, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.server.Log.Error("a tool panicked", "tool", c.tool.Name, "panic", fmt.Sprint(p))
+			c.server.Log.Error("a tool panicked", "tool", c.tool.Name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			result, err = nil, errors.New("this is a fault of the server's own; its stderr has more")
 		}
 	}()

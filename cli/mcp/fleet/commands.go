@@ -143,12 +143,18 @@ func journalctl(options, matches string) (argv []string, err error) {
 	return argv, nil
 }
 
-// split is rule.Split for a text that may be empty.
+// split makes the words of a text that stands behind a program's name, and may be empty.
 func split(text string) ([]string, error) {
-	if text = strings.TrimSpace(text); text == "" {
-		return nil, nil
+	const program = "x "
+	words, err := rule.Split(program + strings.TrimSpace(text))
+	var syntax *rule.ShellSyntax
+	if errors.As(err, &syntax) {
+		syntax.At -= len(program)
 	}
-	return rule.Split(text)
+	if err != nil {
+		return nil, err
+	}
+	return words[1:], nil
 }
 
 // controlNode is the node whose etcd is asked where none is named, as the earlier tool had it.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -110,6 +111,7 @@ func diffDeployment(ctx context.Context, s *Session, d *protocol.Deployment, nod
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+	slices.Sort(fresh)
 	a := differences(fold(all))
 	sum := rowOfDeployment(d)
 	a.Summary = sum.text() + fmt.Sprintf("\nOther files than before on %d nodes, the same on %d.", len(other), same)
@@ -125,7 +127,7 @@ func diffDeployment(ctx context.Context, s *Session, d *protocol.Deployment, nod
 // predecessor is the deployment with files that a node was to have before another one, of the newest ones; nil: there is none.
 func predecessor(ctx context.Context, s *Session, node string, of *deployed, newest []protocol.Deployment) (*deployed, error) {
 	for i := range newest {
-		if newest[i].Mode == protocol.DryActivate || newest[i].ID == of.Deployment || newest[i].Created.After(of.Created) {
+		if newest[i].Mode == protocol.DryActivate || newest[i].ID == of.Deployment {
 			continue
 		}
 		m, err := manifest(ctx, s, node, newest[i].ID)

@@ -53,8 +53,8 @@ func (f *Fleet) addFailures(s *mcp.Server) {
 			if e.asked = in.Unit; !strings.Contains(e.asked, ".") {
 				e.asked += ".service"
 			}
-			if err := (&protocol.UnitQuery{Name: e.asked}).Validate(); err != nil {
-				return nil, err
+			if err := (&protocol.UnitQuery{Name: e.asked}).Validate(); err != nil || strings.HasPrefix(e.asked, "-") {
+				return nil, fmt.Errorf("unit: %.80q is no unit's name, such as nginx.service", in.Unit)
 			}
 		}
 		return e.explain(ctx)
@@ -212,11 +212,12 @@ func firstFailure(entries []protocol.JournalEntry) (healthy, first time.Time) {
 	for _, e := range entries {
 		switch m := e.Message; {
 		case strings.Contains(m, "Failed with result"), strings.HasPrefix(m, "Failed to start"), strings.Contains(m, "Main process exited"):
-			if first.IsZero() || !started.IsZero() && e.Time.Sub(started) >= stable {
-				first, healthy = e.Time, time.Time{}
-				if !started.IsZero() {
-					healthy = e.Time
-				}
+			ran := !started.IsZero() && e.Time.Sub(started) >= stable
+			if ran {
+				healthy = e.Time
+			}
+			if ran || first.IsZero() {
+				first = e.Time
 			}
 			started = time.Time{}
 		case strings.HasPrefix(m, "Started "), strings.HasPrefix(m, "Finished "), strings.HasPrefix(m, "Reloaded "):
@@ -243,7 +244,7 @@ func (e *explanation) locate() {
 	// A deployment that was proven before is a healthy moment, too: the newest one, unless a unit ran well even later.
 	for _, p := range e.history {
 		r := p.result.Report
-		if r.Phase == protocol.Confirmed && r.Ended.Before(e.failed) {
+		if r.Phase == protocol.Confirmed && !r.Ended.After(e.failed) {
 			if r.Ended.After(e.healthy) {
 				e.healthy = r.Ended
 			}
@@ -264,10 +265,11 @@ func (e *explanation) suspects() []past {
 		if r.Started.After(e.failed.Add(stable)) {
 			continue
 		}
-		if r.Ended.Before(e.healthy) && len(suspects) > 0 {
-			break
+		before := !r.Ended.After(e.healthy)
+		if !before || len(suspects) == 0 {
+			suspects = append(suspects, p)
 		}
-		if suspects = append(suspects, p); !r.Ended.After(e.healthy) {
+		if before {
 			break
 		}
 	}

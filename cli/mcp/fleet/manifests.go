@@ -165,6 +165,9 @@ func fold(all []change) []change {
 		at[key] = len(folded)
 		folded = append(folded, c)
 	}
+	for i := range folded {
+		slices.Sort(folded[i].Nodes)
+	}
 	slices.SortStableFunc(folded, func(x, y change) int { return bytes.Compare([]byte(x.Path), []byte(y.Path)) })
 	return folded
 }

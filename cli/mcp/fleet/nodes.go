@@ -61,12 +61,15 @@ func (r *nodeRow) words() string {
 	say(r.Drift != "", "drift: "+r.Drift)
 	say(r.Locked != "", "locked "+r.Locked)
 	say(r.RebootNeeded, "reboot needed")
-	say(!r.Online && r.LastSeen != nil, "last seen "+ago(r.LastSeen))
+	say(!r.Online, "last seen "+ago(r.LastSeen))
 	say(r.Reason != "" && r.Drift == "", "reason: "+r.Reason)
 	return strings.Join(words, "; ")
 }
 
 func ago(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
 	return t.UTC().Format(time.RFC3339) + fmt.Sprintf(" (%v ago)", time.Since(*t).Round(time.Second))
 }
 

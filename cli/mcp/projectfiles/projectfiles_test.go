@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -97,19 +98,22 @@ func write(t *testing.T, name, content string) {
 	}
 }
 
-// escapes are paths that must not be read, written, listed or searched.
-var escapes = []string{
-	"", "/", "/etc/passwd", "//etc/passwd", "..", "../outside", "nodes/../../outside", "nodes/../secrets/a", "nodes/..", "./../outside", "nodes/deep/../../../outside",
-	"secrets/a", "secrets", "Secrets/a", "SECRETS/a", "ssh/nixinfra", "ca/private/key", "nix-infra/access.json", "NIX-INFRA/access.json", ".env", "./.env", ".ENV", "mcp.creds", "nodes-x/a.nix", "nodes-x", "Nodes/web1.nix",
-	"nodes/.hidden.nix", "nodes/.git/config", "nodes/./.hidden.nix", "nodes/secrets/a", "nodes/a.creds", "nodes/A.CREDS", "nodes/tls.key", "__test__/t/ssh/id_rsa", "__test__/t/nix-infra/keys/ca",
-	"nodes\\..\\..\\outside", "..\\outside", "nodes/..\\web1.nix", "nodes/web1.nix\x00", "nodes/\x00", "nodes/web1.nix\n", "nodes/\x1b[2J", "nodes/web1.nix\r", "nodes/\x7f", "nodes/\u0085",
-	"nodes/\uff0e\uff0e/\uff0e\uff0e/outside", "nodes/\uff0e\uff0e", "\uff0e\uff0e/outside", "nodes\uff0f..\uff0foutside", "nodes/\u2024\u2024/outside", "nodes/\u2025/outside", "nodes/\u2026", "nodes/\uff0ehidden.nix",
-	"nodes/\u202egpj.nix", "nodes/\u200bweb1.nix", "nodes/web1\u200d.nix", "\ufeffnodes/web1.nix", "nodes/\u2066x", "nodes/\u2028", "nodes/\U000e0041", "nodes/\ue000",
-	"nodes/\uff57eb1.nix", "\uff4e\uff4f\uff44\uff45\uff53/web1.nix", "nodes/\uff53ecrets/a", "nodes/\u017fecrets/a", "nodes/a.cred\u017f", "nodes/a.\uff43reds", "nodes/\ufe68x", "nodes/\uff3cx",
-	"nodes/\xff", "nodes/\xc0\xae\xc0\xae/x", "nodes/ ", "nodes/ web1.nix", "nodes/web1.nix ", "~/.ssh/id_rsa", "~root", "$HOME/.env", "file:///etc/passwd", "-rf", "--help", "*", "{nodes,secrets}/a",
-	"nodes/out", "nodes/abs", "nodes/etc", "nodes/etc/passwd", "nodes/tosecret", "nodes/tosecrets", "nodes/tosecrets/a", "nodes/todots", "nodes/todots/secrets/a", "nodes/todots/.env", "nodes/toenv", "nodes/tohidden", "nodes/twice", "nodes/loop", "nodes/deep/up",
-	"nodes/insidefolder/self/self/self/self/self/self/self/self/self/a.nix", strings.Repeat("nodes/", 200) + "x", "nodes/" + strings.Repeat("x", 256), "nodes/" + strings.Repeat("y", 2000), "nodes/" + strings.Repeat("z/", 40) + "a",
-}
+// escapes are paths that must not be read, written, listed or searched: the lines of testdata/hostile.txt, each quoted as
+// in Go.
+var escapes = func() (all []string) {
+	data, err := os.ReadFile("testdata/hostile.txt")
+	if err != nil {
+		panic(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		name, err := strconv.Unquote(strings.TrimSpace(line))
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, name)
+	}
+	return all
+}()
 
 func TestNothingElseIsOpen(t *testing.T) {
 	dir, f := project(t)

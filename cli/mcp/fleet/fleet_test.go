@@ -1,0 +1,168 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mark3labs/mcp-go/client"
+	"github.com/mark3labs/mcp-go/client/transport"
+	mcpgo "github.com/mark3labs/mcp-go/mcp"
+
+	"github.com/nix-infra/nix-infra/cli/mcp"
+	"github.com/nix-infra/nix-infra/protocol"
+)
+
+// largestMessage is what one answer may be over the wire: two halves of a page, and what is around them.
+const largestMessage = 80 << 10
+
+// A fleet of a thousand nodes: each answer stays small, says what it left out, and leaves nothing out in the end.
+func TestThousandNodes(t *testing.T) {
+	const fleetSize = 1000
+	var nodes []protocol.NodeState
+	stats := make([]answer[protocol.Stats], fleetSize)
+	runs := make([]*ran, fleetSize)
+	for i := range fleetSize {
+		name := fmt.Sprintf("web%04d", i)
+		now := time.Now()
+		nodes = append(nodes, protocol.NodeState{NodeRecord: protocol.NodeRecord{Name: name, IPv4: "192.0.2.1", Tags: []string{"web"}}, Online: true, LastSeen: &now,
+			Beat: &protocol.Beat{Phase: protocol.Confirmed, Deployment: "d1", FailedUnits: []string{"a.service"}}})
+		stats[i] = answer[protocol.Stats]{node: name, said: protocol.Stats{Health: &protocol.HealthStats{CPUs: 4, Load: [3]float64{float64(i) / 100, 1, 1}, MemTotal: 8 << 30, MemAvailable: 4 << 30}}}
+		runs[i] = &ran{node: name, stdout: []byte(strings.Repeat("a line of some output\n", 20)), ended: &protocol.Ending{Result: protocol.ResultSuccess}}
+	}
+	stats[7].err = protocol.Refuse(protocol.Failed, "%s", strings.Repeat("a long reason ", 1000))
+
+	s := mcp.New(mcp.Options{Name: "test", Version: "1"})
+	mcp.Add(s, mcp.Tool{Name: "stats"}, func(context.Context, *mcp.Call, struct{}) (*mcp.Answer[statsRow], error) {
+		return showStats(stats), nil
+	})
+	mcp.Add(s, mcp.Tool{Name: "run"}, func(context.Context, *mcp.Call, struct{}) (*mcp.Answer[runRow], error) {
+		return show(runs, "uptime"), nil
+	})
+	mcp.Add(s, mcp.Tool{Name: "nodes"}, func(context.Context, *mcp.Call, struct{}) (*mcp.Answer[nodeRow], error) {
+		a := &mcp.Answer[nodeRow]{Summary: summaryOf(nodes)}
+		for i := range nodes {
+			r := rowOf(&nodes[i])
+			a.Parts = append(a.Parts, mcp.Part[nodeRow]{Text: r.words(), Untrusted: true, Row: &r})
+		}
+		return a, nil
+	})
+	c := client.NewClient(transport.NewInProcessTransport(s.Protocol()))
+	defer c.Close()
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Initialize(t.Context(), mcpgo.InitializeRequest{Params: mcpgo.InitializeParams{ProtocolVersion: mcpgo.ProtocolVersion20251125}}); err != nil {
+		t.Fatal(err)
+	}
+	for tool, summary := range map[string]string{
+		"stats": "999 of 1000 nodes answered. web0007: refused (failed): \"a long reason", "run": "uptime: 1000 of 1000 nodes answered.", "nodes": "1000 nodes: 1000 confirmed. With failed units: web0000, web0001, web0002, web0003, web0004, web0005, web0006, web0007, web0008, web0009, web0010, web0011 and 988 more.",
+	} {
+		seen, inputs := map[string]bool{}, map[string]any{}
+		for page := 0; ; page++ {
+			r, err := c.CallTool(t.Context(), mcpgo.CallToolRequest{Params: mcpgo.CallToolParams{Name: tool, Arguments: inputs}})
+			if err != nil || r.IsError {
+				t.Fatalf("%s: %v, %+v", tool, err, r)
+			}
+			wire, err := json.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(wire) > largestMessage {
+				t.Fatalf("%s, page %d: %d bytes", tool, page, len(wire))
+			}
+			var data struct {
+				Summary string
+				Results []struct{ Node string }
+				LeftOut int `json:"left_out"`
+				Next    string
+			}
+			structured, _ := json.Marshal(r.StructuredContent)
+			if err := json.Unmarshal(structured, &data); err != nil {
+				t.Fatal(err)
+			}
+			text := r.Content[0].(mcpgo.TextContent).Text
+			if !strings.HasPrefix(text, summary) || data.Summary == "" {
+				t.Fatalf("%s does not begin with %q: %.400s", tool, summary, text)
+			}
+			for _, row := range data.Results {
+				seen[row.Node] = true
+			}
+			if (data.LeftOut > 0) != (data.Next != "") || data.LeftOut > 0 && !strings.Contains(text, fmt.Sprintf("%d of ", data.LeftOut)) {
+				t.Fatalf("%s, page %d: %d left out, next %q", tool, page, data.LeftOut, data.Next)
+			}
+			if data.Next == "" {
+				if page == 0 {
+					t.Errorf("%s: all fits on a page, so that nothing is seen", tool)
+				}
+				break
+			}
+			inputs["cursor"] = data.Next
+		}
+		if len(seen) != fleetSize {
+			t.Errorf("%s: %d of %d nodes were seen", tool, len(seen), fleetSize)
+		}
+	}
+}
+
+func TestFirstFailure(t *testing.T) {
+	at := func(minutes float64) time.Time {
+		return time.Unix(0, 0).Add(time.Duration(minutes * float64(time.Minute)))
+	}
+	type line struct {
+		minutes float64
+		message string
+	}
+	const started, failed, exited = "Started Web.", "web.service: Failed with result 'exit-code'.", "web.service: Main process exited, code=exited, status=1/FAILURE"
+	for name, test := range map[string]struct {
+		lines          []line
+		healthy, first float64 // -1: none
+	}{
+		"nothing was said":             {nil, -1, -1},
+		"it never failed":              {[]line{{1, started}}, -1, -1},
+		"it never ran":                 {[]line{{1, failed}}, -1, 1},
+		"once":                         {[]line{{1, started}, {9, exited}, {9, failed}}, 9, 9},
+		"a row of restarts":            {[]line{{1, started}, {9, failed}, {9.1, started}, {9.2, failed}, {9.3, started}, {9.4, failed}}, 9, 9},
+		"it ran in between":            {[]line{{1, started}, {2, failed}, {3, started}, {9, failed}}, 9, 9},
+		"it failed right at the start": {[]line{{1, started}, {1.1, failed}, {1.2, started}, {1.3, failed}}, -1, 1.1},
+		"a oneshot":                    {[]line{{1, "Finished Backup."}, {60, "Failed to start Backup."}}, 60, 60},
+	} {
+		var entries []protocol.JournalEntry
+		for _, l := range test.lines {
+			entries = append(entries, protocol.JournalEntry{Time: at(l.minutes), Message: l.message})
+		}
+		healthy, first := firstFailure(entries)
+		for what, got := range map[string]struct {
+			got  time.Time
+			want float64
+		}{"healthy": {healthy, test.healthy}, "first": {first, test.first}} {
+			want := time.Time{}
+			if got.want >= 0 {
+				want = at(got.want)
+			}
+			if !got.got.Equal(want) {
+				t.Errorf("%s: %s at %v, not %v", name, what, got.got, want)
+			}
+		}
+	}
+}
+
+func FuzzFilters(f *testing.F) {
+	for _, seed := range []string{"grep -iv x", "head -3", "tail -n 2", "sort -rnu", "uniq -c", "wc -l", "grep -E (a|b)+$", "head -n -1", "grep -", "tail --x"} {
+		f.Add(seed, "a\nb\n\nc")
+	}
+	f.Fuzz(func(t *testing.T, command, output string) {
+		argv := strings.Fields(command)
+		if len(argv) == 0 {
+			return
+		}
+		all, err := filters([][]string{argv})
+		if err != nil {
+			return
+		}
+		through(all, []byte(output))
+	})
+}
