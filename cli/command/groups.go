@@ -39,7 +39,7 @@ the group (nix-infra cmd is nix-infra exec), takes its options, and names its no
 		_ = merge.Value.Set(merge.DefValue) // a bool takes it
 	}
 	g.AddCommand(run, action, a.sshCommand(), a.portForwardCommand(cluster), a.uploadCommand(), a.gcCommand(), a.rollbackCommand(), a.upgradeCommand())
-	g.AddCommand(a.deployAppsCommand(!cluster))
+	g.AddCommand(a.deployAppsCommand(!cluster), a.provisionCommand(false), a.initMachineCommand(), a.destroyCommand())
 	if cluster {
 		g.AddCommand(a.etcdCommand(), a.initControlCommand(true), a.updateControlCommand(false), a.initNodeCommand(true), a.updateNodeCommand(false))
 	} else {

@@ -63,7 +63,7 @@ func (i Infect) Pinned() Infect {
 var (
 	commitForm     = regexp.MustCompile(`^[0-9a-f]{40}$`)
 	sha256Form     = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	providerWord  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	providerWord   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 	labelKeyForm   = regexp.MustCompile(`^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 	labelValueForm = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$`)
 )

@@ -61,6 +61,7 @@ type Arrival struct {
 	Conversion Conversion
 	Journal    *Journal
 	Step       func(phase Phase, what string) // says what is being done
+	Log        func(line string)              // is told the last line of a log, every now and then
 }
 
 // Begin notes that a phase begins.

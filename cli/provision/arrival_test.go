@@ -30,6 +30,7 @@ func arrival(t *testing.T, h *sshtest.Host, script string) (*Arrival, *[]string)
 		Name: "web1", Ways: []Target{tg, root}, Journal: j,
 		Conversion: Conversion{Method: project.MethodInfect, Version: "25.11", Script: []byte(script)},
 		Step:       func(p Phase, what string) { *steps = append(*steps, string(p)+" "+what) },
+		Log:        func(line string) { *steps = append(*steps, "convert log: "+line) },
 	}, steps
 }
 

@@ -2,8 +2,6 @@ package provision
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -88,12 +86,6 @@ func (a *Arrival) infect(ctx context.Context, m *Machine) (*Machine, error) {
 		}
 		return nil, a.Fail(ctx, err, log)
 	}
-}
-
-// ScriptHash is the SHA-256 of a script, in hexadecimal digits.
-func ScriptHash(script []byte) string {
-	sum := sha256.Sum256(script)
-	return hex.EncodeToString(sum[:])
 }
 
 func (a *Arrival) startConversion(ctx context.Context, m *Machine) error {
@@ -206,7 +198,7 @@ func (a *Arrival) followConversion(ctx context.Context, m *Machine) (*Machine, e
 		}
 		if c.line != said && c.line != "" {
 			said = c.line
-			a.Step(PhaseConvert, "convert: "+tail(said, 1)[0])
+			a.Log(tail(said, 1)[0])
 		}
 		if err := pause(limit, retryEvery); err != nil {
 			return m, err

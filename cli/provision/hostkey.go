@@ -122,3 +122,12 @@ func appendLine(file, line string) error {
 	_, err = f.WriteString(line + "\n")
 	return errors.Join(err, f.Close())
 }
+
+// CheckNode tells whether a key is the pinned one of a node.
+func CheckNode(file, node string, key ssh.PublicKey) error {
+	pins, err := Target{Node: node, Host: node, Port: 22, KnownHosts: file}.pins()
+	if err != nil {
+		return err
+	}
+	return pins.check(node, nil, key)
+}
