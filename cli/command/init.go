@@ -36,7 +36,7 @@ type initOptions struct {
 	sshKey, sshEmail          string
 	noCertAuth                bool
 	template, name            string
-	force                     bool
+	force, fetch              bool
 }
 
 func (a *app) initCommand() *cobra.Command {
@@ -49,10 +49,14 @@ func (a *app) initCommand() *cobra.Command {
 The private keys are encrypted with the project's password: SECRETS_PASS, else SECRETS_PWD, else you
 are asked. What exists is kept, so that running it again is safe and completes what was interrupted.
 
+With --fetch it also brings the script that makes other machines NixOS machines (nix-infra provision): nixos-infect, of the
+commit and with the SHA-256 that nix-infra.yaml pins (provision.infect), or else this program.
+
 With --template it also writes a project to start from: fleet has machines that stand alone, cluster has etcd, an
 overlay network and a service mesh. Its README.md tells how to go on.`,
 		Example: `  nix-infra init -d ./shop --template fleet --name shop
   nix-infra init --fleet shop --controller tls://ctl.example.org:4222 --controller wss://ctl.example.org:443
+  nix-infra init --fetch
   nix-infra init -d ./shop --env=.env --batch`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.init(c.Context(), o) },
@@ -67,6 +71,7 @@ overlay network and a service mesh. Its README.md tells how to go on.`,
 	f.StringVar(&o.template, "template", "", "also write the files of a `template`: "+strings.Join(examples.Names, " or "))
 	f.StringVar(&o.name, "name", "", "another word for --fleet")
 	f.BoolVar(&o.force, "force", false, "with --template: replace files that are there already")
+	f.BoolVar(&o.fetch, "fetch", false, "also download the pinned conversion script")
 	f.BoolVar(&o.noCertAuth, "no-cert-auth", false, "accepted for scripts of the earlier tool; changes nothing")
 	return c
 }
@@ -126,8 +131,16 @@ func (a *app) init(ctx context.Context, o initOptions) (err error) {
 		return err
 	}
 	p.Settings.Fleet = keys.Name
-	if err := a.finishInit(p, fresh, o); err != nil || o.template == "" {
+	if err := a.finishInit(p, fresh, o); err != nil {
 		return err
+	}
+	if o.fetch {
+		if err := a.fetchInfect(ctx, p); err != nil {
+			return err
+		}
+	}
+	if o.template == "" {
+		return nil
 	}
 	if !fresh {
 		a.note("%s was there already and was left as it is; in a new project, the template %s sets defaults.node_module and close_ssh in it, and cluster and nodes for one of a cluster", project.SettingsFile, o.template)

@@ -195,6 +195,19 @@ func TestInfectScriptIsPinned(t *testing.T) {
 	s.expect(Refused, "--infect-script: "+s.path("x.sh")+" is not the pinned script", append(args, "--infect-script", s.path("x.sh"))...)
 }
 
+// A script that is there and is the pinned one is kept; another one is nobody's to replace.
+func TestInitFetch(t *testing.T) {
+	s := newShell(t)
+	s.must("init")
+	s.write("nix-infra/infect/nixos-infect", "abc")
+	s.expect(Refused, "is not the pinned script", "init", "--fetch")
+	const abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" // FIPS 180-2, appendix B.1
+	s.write("nix-infra.yaml", s.read("nix-infra.yaml")+"provision: { infect: { commit: "+strings.Repeat("1", 40)+", sha256: "+abc+" } }\n")
+	if out := s.must("init", "--fetch"); !strings.Contains(out, "kept conversion script: ") {
+		t.Errorf("it says\n%s", out)
+	}
+}
+
 // nixos-anywhere is whatever has that name on PATH: here a program that notes how it is called. It is seen that it gets the
 // node's tree, not that it installs anything.
 func TestProvisionByNixosAnywhere(t *testing.T) {
