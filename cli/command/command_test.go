@@ -24,9 +24,9 @@ import (
 )
 
 // TestMain lets this test program play an agent or a controller that is installed over SSH, and this program itself as
-// ssh's ProxyCommand.
+// ssh's ProxyCommand and as what supervises the sessions of nix-infra mcp dev.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "tunnel" {
+	if len(os.Args) > 1 && (os.Args[1] == "tunnel" || os.Args[1] == "mcp") {
 		os.Exit(Run(context.Background(), os.Args[1:], Environment{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}))
 	}
 	if len(os.Args) > 1 && os.Args[1] == "play" {
