@@ -397,6 +397,54 @@ func TestMCPExplainsFailures(t *testing.T) {
 	a.must("explain-failure", in{"node": "web1"}, "The node is not there")
 }
 
+func TestMCPResourcesAndPrompts(t *testing.T) {
+	s, f, creds := mcpFleet(t)
+	f.Add("web1", "front")
+	s.must("deploy", "web1")
+	a := s.assistant(creds, nil)
+	read := func(uri string) (string, error) {
+		r, err := a.client.ReadResource(t.Context(), mcpgo.ReadResourceRequest{Params: mcpgo.ReadResourceParams{URI: uri}})
+		if err != nil {
+			return "", err
+		}
+		return r.Contents[0].(mcpgo.TextResourceContents).Text, nil
+	}
+	for uri, want := range map[string][]string{
+		"nix-infra://topology":        {"1 node: 1 confirmed.", "web1  192.0.2.7  x86_64-linux  NixOS 25.11  confirmed  @front", "@front: web1"},
+		"nix-infra://node/web1":       {"web1: confirmed", "  web1.nix (", `networking.hostName = "web1"`},
+		"nix-infra://deployment/last": {"1 confirmed; rollout done", "web1: confirmed"},
+	} {
+		text, err := read(uri)
+		for _, w := range want {
+			if err != nil || !strings.Contains(text, w) {
+				t.Errorf("%s has no %q: %v\n%s", uri, w, err, text)
+			}
+		}
+	}
+	for _, uri := range []string{"nix-infra://node/nobody", "nix-infra://node/..%2f..", "nix-infra://node/", "nix-infra://deployment/nonsense", "file:///etc/passwd"} {
+		if text, err := read(uri); err == nil {
+			t.Errorf("%s was read: %s", uri, text)
+		}
+	}
+	list, err := a.client.ListPrompts(t.Context(), mcpgo.ListPromptsRequest{})
+	if err != nil || len(list.Prompts) != 3 {
+		t.Fatalf("%v, %v", list, err)
+	}
+	for _, p := range list.Prompts {
+		r, err := a.client.GetPrompt(t.Context(), mcpgo.GetPromptRequest{Params: mcpgo.GetPromptParams{Name: p.Name, Arguments: map[string]string{"node": "web1", "target": "@front"}}})
+		if err != nil {
+			t.Errorf("%s: %v", p.Name, err)
+			continue
+		}
+		if text := r.Messages[0].Content.(mcpgo.TextContent).Text; !strings.Contains(text, "web1") && !strings.Contains(text, "@front") {
+			t.Errorf("%s: %s", p.Name, text)
+		}
+	}
+	if _, err := a.client.GetPrompt(t.Context(), mcpgo.GetPromptRequest{Params: mcpgo.GetPromptParams{Name: "diagnose-node"}}); err == nil {
+		t.Error("a prompt without its argument was made")
+	}
+}
+
 func TestMCPActs(t *testing.T) {
 	s, f, viewer := mcpFleet(t)
 	f.Add("web1")

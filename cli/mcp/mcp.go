@@ -65,6 +65,8 @@ func New(o Options) *Server {
 		server.WithTitle(o.Title),
 		server.WithInstructions(o.Instructions),
 		server.WithToolCapabilities(false),
+		server.WithResourceCapabilities(false, false),
+		server.WithPromptCapabilities(false),
 		server.WithInputSchemaValidation(),
 		server.WithOutputSchemaValidation(),
 		server.WithToolFilter(s.visible),

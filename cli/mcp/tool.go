@@ -67,8 +67,7 @@ func Add[In, Row any](s *Server, t Tool, handle Handler[In, Row]) {
 	if !slices.Contains(s.toolsets, t.Toolset) {
 		s.toolsets = append(s.toolsets, t.Toolset)
 	}
-	if t.Effect != Reads && s.ReadOnly || t.Allow != "" && !slices.Contains(s.Allow, t.Allow) ||
-		len(s.Toolsets) > 0 && !slices.Contains(s.Toolsets, t.Toolset) {
+	if t.Effect != Reads && s.ReadOnly || t.Allow != "" && !slices.Contains(s.Allow, t.Allow) || !s.has(t.Toolset) {
 		return
 	}
 	s.tools[t.Name] = &t
@@ -77,7 +76,7 @@ func Add[In, Row any](s *Server, t Tool, handle Handler[In, Row]) {
 		began := time.Now()
 		result, err := answer(ctx, c, handle)
 		c.record(result, err, time.Since(began))
-		if err != nil && result == nil {
+		if err != nil {
 			result = mcp.NewToolResultError(explain(ctx, err))
 		}
 		return result, nil
@@ -97,12 +96,12 @@ func explain(ctx context.Context, err error) string {
 	return text
 }
 
-// answer carries a call out. A panic of a handler's is an error of this call alone.
-func answer[In, Row any](ctx context.Context, c *Call, handle Handler[In, Row]) (result *mcp.CallToolResult, err error) {
+// guarded works on a call, within its time. A panic of a handler's is an error of this call alone.
+func guarded[T any](ctx context.Context, c *Call, work func(ctx context.Context) (T, error)) (result T, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			c.server.Log.Error("a tool panicked", "tool", c.tool.Name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			result, err = nil, errors.New("this is a fault of the server's own; its stderr has more")
+			err = errors.New("this is a fault of the server's own; its stderr has more")
 		}
 	}()
 	timeout := c.tool.Timeout
@@ -111,24 +110,32 @@ func answer[In, Row any](ctx context.Context, c *Call, handle Handler[In, Row]) 
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than %v", timeout))
 	defer cancel()
-	in, cursor, err := arguments[In](c)
-	if err != nil {
-		return nil, err
+	if result, err = work(ctx); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = context.Cause(ctx)
 	}
-	if cursor != "" {
-		return c.server.pages.next(c, cursor)
-	}
-	a, err := handle(ctx, c, in)
-	var pending *needsInput
-	switch {
-	case errors.As(err, &pending):
-		return pending.result, nil
-	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return nil, context.Cause(ctx)
-	case err != nil:
-		return nil, err
-	}
-	return c.server.pages.first(c, a.render())
+	return result, err
+}
+
+// answer carries a call out.
+func answer[In, Row any](ctx context.Context, c *Call, handle Handler[In, Row]) (*mcp.CallToolResult, error) {
+	return guarded(ctx, c, func(ctx context.Context) (*mcp.CallToolResult, error) {
+		in, cursor, err := arguments[In](c)
+		if err != nil {
+			return nil, err
+		}
+		if cursor != "" {
+			return c.server.pages.next(c, cursor)
+		}
+		a, err := handle(ctx, c, in)
+		var pending *needsInput
+		switch {
+		case errors.As(err, &pending):
+			return pending.result, nil
+		case err != nil:
+			return nil, err
+		}
+		return c.server.pages.first(c, a.render())
+	})
 }
 
 // arguments reads the inputs, which fit the schema already.

@@ -76,6 +76,8 @@ func Add(s *mcp.Server, host Host, cluster bool) *Fleet {
 	f.addFailures(s)
 	f.addFiles(s)
 	f.addActs(s)
+	f.addResources(s)
+	f.addPrompts(s)
 	if cluster {
 		f.addEtcd(s)
 	}
