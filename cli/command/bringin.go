@@ -105,38 +105,6 @@ func (b *bringIn) convertTo(name string) provision.Conversion {
 	return c
 }
 
-// controllerOf is the machine that becomes the controller: the named one, or one that an ended run chose, or the first where
-// the project has no controller; "" for none.
-func (a *app) controllerOf(me *identity, o *provisionOptions) (string, error) {
-	settings := me.project.Settings
-	switch {
-	case o.controller != "" && o.controller != noController:
-		return o.controller, nil
-	case o.controller == noController && len(settings.Controllers) == 0:
-		return "", fmt.Errorf("the project has no controller yet: leave out --controller %s, or set one up first (nix-infra enroll NAME --controller --ssh …)", noController)
-	case o.controller == noController:
-		return "", nil
-	}
-	for _, name := range o.names {
-		j, err := provision.OpenJournal(a.own(journalDir), name)
-		if err != nil {
-			return "", err
-		}
-		if j.Controller {
-			return name, nil
-		}
-	}
-	if len(settings.Controllers) > 0 {
-		return "", nil
-	}
-	for _, name := range me.project.ControlNodes() {
-		if slices.Contains(o.names, name) {
-			return name, nil
-		}
-	}
-	return o.names[0], nil
-}
-
 // run brings them in, and gives the names of those that are. The error is about the others.
 func (b *bringIn) run(ctx context.Context) (in []string, err error) {
 	if !b.json {
@@ -149,6 +117,10 @@ func (b *bringIn) run(ctx context.Context) (in []string, err error) {
 		}
 	}()
 	began := time.Now()
+	if b.controller != nil && b.answersAlready(ctx) {
+		b.controller = nil // an earlier run made it, with the same flags
+		close(b.answers)
+	}
 	if b.controller == nil {
 		if err := b.passEnrolled(ctx); err != nil {
 			return nil, err
@@ -275,23 +247,6 @@ func (b *bringIn) bring(ctx context.Context, m *incoming) (err error) {
 		close(b.answers)
 	}
 	return b.makeNode(ctx, m, n)
-}
-
-func (b *bringIn) makeController(ctx context.Context, m *incoming, n *newcomer) error {
-	a := m.arrival
-	if err := a.Begin(provision.PhaseController, "make it the controller"); err != nil {
-		return err
-	}
-	n.binary = b.o.controllerBinary
-	n.step = func(what string) { b.step(m, provision.PhaseController, what) }
-	if _, err := n.becomeController(ctx, b.app, b.e, nil); err != nil {
-		return a.Fail(ctx, err, nil)
-	}
-	n.step("wait until it answers")
-	if err := b.awaitController(ctx, b.e.me, b.o.wait); err != nil {
-		return a.Fail(ctx, fmt.Errorf("it does not answer: %w", err), provision.Log(ctx, n.machine, provision.Controller))
-	}
-	return nil
 }
 
 func (b *bringIn) makeNode(ctx context.Context, m *incoming, n *newcomer) error {

@@ -1,12 +1,20 @@
 package provision
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/pem"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
 
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/provision/sshtest"
@@ -52,6 +60,64 @@ func TestJumpHosts(t *testing.T) {
 	}
 	if got := target(t, last, "root").Through([]project.SSHAddress{jump(t, last)}); len(got.Jumps) != 0 {
 		t.Error("a jump host is reached through itself")
+	}
+}
+
+// A key that is locked in its file is used where ssh-agent holds it, and is known to be what let us in.
+func TestKeyOfTheAgent(t *testing.T) {
+	h := sshtest.Start(t)
+	tg := target(t, h, "root")
+	data, err := os.ReadFile(h.KeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := ssh.ParseRawPrivateKey(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	locked, err := ssh.MarshalPrivateKeyWithPassphrase(*private.(*ed25519.PrivateKey), "", []byte("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tg.KeyFiles = []string{filepath.Join(t.TempDir(), "locked")}
+	if err := os.WriteFile(tg.KeyFiles[0], pem.EncodeToMemory(locked), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dial(t.Context(), tg); err == nil || !strings.Contains(err.Error(), "no usable SSH key") {
+		t.Errorf("without the agent: %v", err)
+	}
+	keys := agent.NewKeyring()
+	other, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []any{other, private} {
+		if err := keys.Add(agent.AddedKey{PrivateKey: key}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tg.AgentSocket = filepath.Join(t.TempDir(), "agent")
+	l, err := net.Listen("unix", tg.AgentSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go agent.ServeAgent(keys, conn)
+		}
+	}()
+	m, err := Dial(t.Context(), tg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if m.UserKey == nil || m.UserKey.Type() != ssh.KeyAlgoED25519 {
+		t.Errorf("let in by %v", m.UserKey)
 	}
 }
 
