@@ -201,8 +201,6 @@ the same keys or with new ones.`,
 	}
 }
 
-// removeNode revokes first: a node that is revoked and still known can be removed by the same command once more, one
-// that is forgotten could not be named any more.
 func (a *app) removeNode(ctx context.Context, name string) error {
 	e, err := a.openEnrolment()
 	if err != nil {
@@ -217,13 +215,28 @@ func (a *app) removeNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := a.revoke(ctx, e, grant{Name: name, Role: protocol.Node, Key: n.Key}); err != nil {
-		return err
-	}
-	if err := s.Controller(ctx, protocol.RemoveNode, protocol.NameRequest{Name: name}, nil); err != nil {
+	if err := a.unregister(ctx, e, s, *n); err != nil {
 		return err
 	}
 	a.say("%s is no longer in the fleet\n", name)
+	return nil
+}
+
+// unregister revokes nodes first: one that is revoked and still known can be removed by the same command once more, one
+// that is forgotten could not be named any more.
+func (a *app) unregister(ctx context.Context, e *enrolment, s *session, nodes ...protocol.NodeState) error {
+	var grants []grant
+	for _, n := range nodes {
+		grants = append(grants, grant{Name: n.Name, Role: protocol.Node, Key: n.Key})
+	}
+	if err := a.revoke(ctx, e, grants...); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if err := s.Controller(ctx, protocol.RemoveNode, protocol.NameRequest{Name: n.Name}, nil); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -1,10 +1,15 @@
 package command
 
 import (
+	"strings"
+
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/provision"
 	"github.com/nix-infra/nix-infra/cli/provision/hetzner"
 )
+
+// providerUsage is that of --provider.
+var providerUsage = "where machines come from: " + strings.Join(project.Providers, " or ") + " (default: servers.yaml, else HCLOUD_TOKEN)"
 
 // provider is where the project's machines come from; insist is what --provider says.
 func (a *app) provider(p *project.Project, insist string) (provision.Provider, error) {

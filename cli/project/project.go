@@ -82,6 +82,14 @@ func ValidNodeName(name string) error {
 	return nil
 }
 
+// ValidKeyName tells whether a key pair below ssh/ may be called so.
+func ValidKeyName(name string) error {
+	if name == "" {
+		return errors.New("a key needs a name")
+	}
+	return validKeyName(name)
+}
+
 // locate finds a path that a user gave: as it is when absolute, else below the project, else below the
 // current folder. What exists nowhere is given back below the project.
 func locate(dir, name string) string {

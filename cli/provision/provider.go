@@ -68,11 +68,9 @@ type Provider interface {
 	// Destroy deletes a machine, and waits until it is gone. One that is gone already is no error. Providers that can't
 	// delete machines give ErrOwners.
 	Destroy(ctx context.Context, s Server, step func(what string)) error
-}
 
-// KeyKeeper is a provider that keeps public keys, for machines that it makes later.
-type KeyKeeper interface {
-	// AddKey keeps a key, and says whether it is new there. Another key under that name is an error.
+	// AddKey keeps a public key for machines that are made later, and says whether it is new there. Another key under
+	// that name is an error; providers that keep none give ErrOwners.
 	AddKey(ctx context.Context, k SSHKey) (bool, error)
 
 	// RemoveKey forgets the key of that name, and says whether there was one.

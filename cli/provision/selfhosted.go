@@ -189,3 +189,29 @@ func (h *SelfHosted) Destroy(ctx context.Context, s Server, step func(what strin
 	}
 	return cloud.Destroy(ctx, s, step)
 }
+
+// keeper is the cloud that keeps keys, where a machine is a cloud's.
+func (h *SelfHosted) keeper() (Provider, error) {
+	if !slices.ContainsFunc(h.servers, func(e project.Server) bool { return e.Provider != "" }) {
+		return nil, ErrOwners
+	}
+	return h.cloud()
+}
+
+// AddKey keeps a key at the cloud, for machines that are the cloud's. Where all are their owner's own, it is ErrOwners.
+func (h *SelfHosted) AddKey(ctx context.Context, k SSHKey) (bool, error) {
+	keeper, err := h.keeper()
+	if err != nil {
+		return false, err
+	}
+	return keeper.AddKey(ctx, k)
+}
+
+// RemoveKey forgets a key at the cloud.
+func (h *SelfHosted) RemoveKey(ctx context.Context, name string) (bool, error) {
+	keeper, err := h.keeper()
+	if err != nil {
+		return false, err
+	}
+	return keeper.RemoveKey(ctx, name)
+}
