@@ -2,13 +2,13 @@
 
 // Command swarm is thousands of real agents against a real controller in a process of its own, with TLS, JWTs and
 // signatures. Only the machines are stand-ins: a build takes no time, and an activation changes a word in memory. It
-// measures what it takes to ask all of them, beside what SSH takes on the same machine, and what a deploy to all of them
-// takes by the real command line, and prints tables. It never fails on a time.
+// measures what it takes to ask all of them, beside what SSH takes on the same machine, and through an MCP server, and what
+// a deploy to all of them takes by the real command line, and prints tables. It never fails on a time.
 //
 //	go run ./e2e/swarm
-//	go run ./e2e/swarm -ssh 0 -queries 1000 -deploys 0
+//	go run ./e2e/swarm -ssh 0 -queries 1000 -mcp 0 -deploys 0
 //
-// Start here; queries.go, ssh.go and deploys.go are what is measured, measure.go reads the clocks, fleet.go makes the
+// Start here; queries.go, ssh.go, assistant.go and deploys.go are what is measured, measure.go reads the clocks, fleet.go makes the
 // fleet, agents.go runs the processes of its agents, agent.go is one of its nodes.
 package main
 
@@ -31,6 +31,7 @@ import (
 type plan struct {
 	ssh     int   // execs at each concurrency; 0: none
 	queries []int // sizes of the fleet; none: no queries
+	mcp     int   // nodes that an assistant asks about; 0: none
 	deploys int   // nodes; 0: no deploys
 	dir     string
 	profile string
@@ -43,6 +44,7 @@ func main() {
 	p := plan{queries: []int{100, 1000, 10_000}}
 	flag.IntVar(&p.ssh, "ssh", 200, "run so many `execs` by SSH, at each concurrency; 0: none")
 	flag.Func("queries", "ask fleets of so many `nodes`, such as 100,1000 (default 100,1000,10000); 0: don't", p.setQueries)
+	flag.IntVar(&p.mcp, "mcp", 1000, "have an assistant ask about so many `nodes`; 0: none")
 	flag.IntVar(&p.deploys, "deploys", 1000, "deploy to so many `nodes`; 0: don't")
 	flag.StringVar(&p.dir, "dir", "", "where to put the fleet's files, some 100 KiB a node (default: /dev/shm, else the folder for temporary files)")
 	flag.StringVar(&p.profile, "cpuprofile", "", "write the CPU profiles of the agents' processes to this file, and FILE.1 and so on")
@@ -100,6 +102,11 @@ func (p *plan) run(ctx context.Context) error {
 	}
 	if len(p.queries) > 0 {
 		if err := p.measure(ctx, dir+"/queries", p.queries, func(f *fleet) error { return f.measureQueries(ctx, os.Stdout, exec) }); err != nil {
+			return err
+		}
+	}
+	if p.mcp > 0 {
+		if err := p.measure(ctx, dir+"/mcp", []int{p.mcp}, func(f *fleet) error { return f.measureAssistant(ctx, os.Stdout) }); err != nil {
 			return err
 		}
 	}

@@ -46,6 +46,16 @@ func TestSwarm(t *testing.T) {
 			t.Errorf("%s: %+v", query.name, q)
 		}
 	}
+	a, err := f.assistant(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	for _, c := range calls {
+		if m, err := f.measureCall(t.Context(), a, c.tool, c.inputs, 2); err != nil || len(m.rounds) != 2 || m.pages != 1 || m.largest == 0 {
+			t.Errorf("%s: %+v, %v", c.name, m, err)
+		}
+	}
 	for i, d := range deploys {
 		m, err := f.deploy(t.Context(), d.args...)
 		if err != nil {
