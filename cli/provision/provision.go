@@ -221,7 +221,8 @@ func (i Installation) start(ctx context.Context, m *Machine) (lasting bool, err 
 		return false, err
 	}
 	if deployed {
-		_, err := run(ctx, stepTime, m, nil, "systemctl", "restart", "--no-block", i.Program.unit())
+		// Not at once: the agent that is restarted may be what carries this connection.
+		_, err := run(ctx, stepTime, m, nil, "systemd-run", "--quiet", "--collect", "--on-active=1s", "systemctl", "restart", i.Program.unit())
 		return true, err
 	}
 	if err := upload(ctx, m, dir+"/"+i.Program.unit(), []byte(i.Program.Unit), "0644"); err != nil {

@@ -167,7 +167,7 @@ func TestUnitOfTheSystem(t *testing.T) {
 	if _, err := os.Stat(h.Path("/run/systemd/system/nix-infra-agent.service")); !os.IsNotExist(err) {
 		t.Errorf("a unit in /run: %v", err)
 	}
-	if got := h.Systemctl(); !slices.Equal(got, []string{"restart --no-block nix-infra-agent.service"}) {
+	if got := h.Systemctl(); !slices.Equal(got, []string{"restart nix-infra-agent.service"}) {
 		t.Errorf("systemctl was told %q", got)
 	}
 }

@@ -55,6 +55,7 @@ func Start(t testing.TB) *Host {
 		must(t, os.MkdirAll(h.Path(dir), 0o755))
 	}
 	h.script(t, "systemctl", `if [ "$1" = show ]; then cat "$0.fragment" 2>/dev/null; exit 0; fi; echo "$*" >> "$0.log"; if [ -e "$0.fail" ]; then echo "no such thing" >&2; exit 1; fi`)
+	h.script(t, "systemd-run", `while [ "$1" != systemctl ]; do shift; done; exec "$@"`)
 	h.script(t, "sudo", `touch "$0.used"; [ "$1 $2" = "-n --" ] || exit 1; shift 2; exec "$@"`)
 	h.script(t, "journalctl", `printf 'first line\n\033[2Jlast line of the log\n'`)
 	h.script(t, "uname", `echo "$FAKE_UNAME"`)
