@@ -50,16 +50,21 @@ digest() { # of stdin
 # one runs a part of a test, in a process of its own: what fails there ends it.
 one() { # TEST PART
   TEST_DIR="__test__/$1"
-  [ -f "$project/$TEST_DIR/test.sh" ] || die "there is no test $1; there are: $(cd "$here" && echo */test.sh | sed 's,/test.sh,,g')"
   # shellcheck source=/dev/null
   source "$project/$TEST_DIR/test.sh"
   "$2"
 }
 
+tests() { # TEST...: whether there are such
+  [ $# -ge 1 ] || die "$usage"
+  for t in "$@"; do
+    [ -f "$here/$t/test.sh" ] || die "there is no test $t; there are: $(cd "$here" && echo */test.sh | sed 's,/test.sh,,g')"
+  done
+}
+
 each() { # PART TEST...
   local part=$1 failed=()
   shift
-  [ $# -ge 1 ] || die "$usage"
   for t in "$@"; do
     echo "== $t: $part"
     bash "$here/run-tests.sh" one "$t" "$part" || failed+=("$t")
@@ -75,13 +80,14 @@ case $verb in
   run)
     keep=
     [ "${1:-}" != --no-teardown ] || { keep=1; shift; }
+    tests "$@"
     status=0
     each check "$@" || status=$?
     [ -n "$keep" ] || each teardown "$@" || status=$?
     [ $status -ne 0 ] || echo "passed: $*"
     exit $status
     ;;
-  reset) each teardown "$@" ;;
+  reset) tests "$@"; each teardown "$@" ;;
   one) one "$@" ;;
   status)
     for node in $TEST_NODES; do

@@ -7,16 +7,9 @@
     actions = { memory = 268435456; timeout = 600; };
 
     # A command that is not among the defaults is a rule: a program, and the words, options and values that it may be called
-    # with. This one is for viewers: nix-infra exec node001 -- du -sh /nix/store
+    # with. This one is for viewers: nix-infra exec node001 -- zramctl --output-all
     commands = [
-      {
-        name = "size of the store";
-        program = "du";
-        role = "viewer";
-        timeout = 600;
-        options = [ { names = [ "-s" ]; } { names = [ "-h" ]; } ];
-        forms = [ { operands = [ { what = "a folder of Nix"; pattern = "/nix/(store|var)"; min = 1; } ]; } ];
-      }
+      { name = "compressed swap"; program = "zramctl"; role = "viewer"; options = [ { names = [ "--output-all" ]; } ]; }
     ];
   };
 }
