@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -210,15 +211,15 @@ func TestBehindNAT(t *testing.T) {
 	f.behind(nat, "")
 	f.behind(only443, "443")
 	for _, n := range []*lab.Node{nat, only443} {
-		for _, port := range []string{"22", "443", "4222"} {
-			if conn, err := f.lab.Dial(f.ctx, "tcp", n.IP+":"+port); err == nil {
-				conn.Close()
-				t.Fatalf("port %s of %s is open, so that this test would show nothing", port, n.Name)
-			}
+		ctx, cancel := context.WithTimeout(f.ctx, 2*time.Second)
+		if conn, err := f.lab.Dial(ctx, "tcp", n.IP+":22"); err == nil {
+			conn.Close()
+			t.Errorf("%s accepts connections, so that this test shows nothing", n.Name)
 		}
+		cancel()
 	}
 	if out, err := only443.Exec(f.ctx, "timeout", "2", "bash", "-c", "exec 3<>/dev/tcp/"+f.ctl.IP+"/4222"); err == nil {
-		t.Fatalf("only443 reaches port 4222: %s", out)
+		t.Errorf("only443 reaches port 4222: %s", out)
 	}
 
 	for _, n := range []*lab.Node{nat, only443} {

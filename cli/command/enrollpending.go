@@ -35,6 +35,9 @@ func (a *app) enrollPending(ctx context.Context, name string, wait time.Duration
 	if err != nil {
 		return err
 	}
+	if err := e.me.mayLetIn(); err != nil {
+		return err
+	}
 	r, err := a.readTokens()
 	if err != nil {
 		return err

@@ -82,6 +82,9 @@ func (a *app) enrollToken(ctx context.Context, name string, o enrollOptions) err
 	if err != nil {
 		return err
 	}
+	if err := e.me.mayLetIn(); err != nil {
+		return err
+	}
 	s, err := a.connectAs(ctx, e.me)
 	if err != nil {
 		return err
@@ -107,6 +110,14 @@ func (a *app) enrollToken(ctx context.Context, name string, o enrollOptions) err
 	}
 	a.note("the token for %s is good for one machine, until %s; waiting for it (after Ctrl-C: nix-infra enroll --pending %s)", name, t.Ends.Format(time.RFC3339), name)
 	return a.awaitJoining(ctx, e, s, t, o.wait)
+}
+
+// mayLetIn refuses whose credentials would fail halfway.
+func (me *identity) mayLetIn() error {
+	if least := protocol.LeastRole(protocol.AnswerJoining); !me.Role.AtLeast(least) {
+		return fmt.Errorf("%s is %s; tokens need %s", me.Name, me.Role, least)
+	}
+	return nil
 }
 
 // letTokensIn has a fleet that was made before there were tokens know them. The keys go into the vault last: a run that is
@@ -183,23 +194,42 @@ func (a *app) showToken(text string, t *token, o enrollOptions) error {
 	return nil
 }
 
+// Each look for a token's machine is a request that goes on record. Who starts a machine right now waits for it; later
+// somebody else does.
+const (
+	lookOften   = time.Second // for the first minute
+	lookSeldom  = 5 * time.Second
+	oftenEnough = time.Minute
+)
+
 // awaitJoining waits for a token's machine, until the token ends, and lets it in.
 func (a *app) awaitJoining(ctx context.Context, e *enrolment, s *session, t *token, wait time.Duration) error {
-	var j *protocol.Joining
-	var last error
-	err := a.await(ctx, time.Until(t.Ends), func(ctx context.Context) bool {
-		j, last = joiningOf(ctx, s, t)
-		return j != nil
-	})
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil && last != nil:
-		return &outcome{Unanswered, fmt.Errorf("whether a machine came with the token for %s is not known: %w", t.Node, last)}
-	case err != nil:
+	ended := time.NewTimer(time.Until(t.Ends))
+	defer ended.Stop()
+	for begun := time.Now(); ; {
+		j, err := joiningOf(ctx, s, t)
+		if j != nil {
+			return a.letIn(ctx, e, s, t, j, wait)
+		}
+		if r := (&protocol.Refusal{}); errors.As(err, &r) && r.Code != protocol.Failed {
+			return err
+		}
+		pause := lookSeldom
+		if time.Since(begun) < oftenEnough {
+			pause = lookOften
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+			continue
+		case <-ended.C:
+		}
+		if err != nil {
+			return &outcome{Unanswered, fmt.Errorf("whether a machine came with the token for %s is not known: %w", t.Node, err)}
+		}
 		return &outcome{Unanswered, fmt.Errorf("no machine came with the token for %s, which has ended", t.Node)}
 	}
-	return a.letIn(ctx, e, s, t, j, wait)
 }
 
 // joiningOf is what the controller has of a token's machine, nil if there is nothing.

@@ -311,7 +311,8 @@ func TestEnrollTokenOutput(t *testing.T) {
 }
 
 func TestEnrollTokenBadInput(t *testing.T) {
-	s, _ := newFleet(t)
+	s, f := newFleet(t)
+	s.write("dora.creds", string(f.Credentials("dora", protocol.Deployer, time.Time{})))
 	for _, c := range []struct {
 		says string
 		args []string
@@ -330,6 +331,8 @@ func TestEnrollTokenBadInput(t *testing.T) {
 		{"no token was made for web9", []string{"--revoke-token", "web9"}},
 		{"needs the NAME", []string{"--revoke-token"}},
 		{"tag", []string{"--token", "web9", "--tag", "No Tag"}},
+		{"dora is deployer; tokens need admin", []string{"--token", "web9", "--creds", s.path("dora.creds")}},
+		{"dora is deployer; tokens need admin", []string{"--pending", "web9", "--creds", s.path("dora.creds")}},
 	} {
 		s.expect(Refused, c.says, append([]string{"enroll"}, c.args...)...)
 	}
