@@ -28,8 +28,10 @@ func clean(name string) (string, error) {
 		return "", refuse(name, "only paths below the project are taken, such as nodes/web1.nix")
 	case strings.ContainsRune(name, '\\'):
 		return "", refuse(name, "folders are separated by /, and no name here has a backslash")
-	case strings.ContainsFunc(name, func(r rune) bool { return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) }):
-		return "", refuse(name, "the path has a character that can't be seen")
+	case strings.ContainsFunc(name, func(r rune) bool {
+		return r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co)
+	}):
+		return "", refuse(name, "the path has a character that can't be seen, or that stands for one that was none")
 	}
 	var parts []string
 	for part := range strings.SplitSeq(name, "/") {
