@@ -55,7 +55,7 @@ lint: ## gofmt, vet (for macOS too) and staticcheck
 	GOOS=darwin go vet ./protocol/... ./cli/... ./e2e/...
 	go tool staticcheck ./...
 
-bench: ## benchmarks; SSH, questions to 100, 1,000 and 10,000 agents, deploys to 1,000 (SWARM="-deploys 0" for its flags); never fails on a time
+bench: ## benchmarks; SSH, questions to 100, 1,000 and 10,000 agents, an assistant's and deploys to 1,000 (SWARM="-deploys 0" for its flags); never fails on a time
 	go test -run '^$$' -bench . -benchtime 3x $(UNIT)
 	go run ./e2e/swarm $(SWARM)
 

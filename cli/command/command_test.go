@@ -422,7 +422,7 @@ func TestDocumentsAreDocumented(t *testing.T) {
 	}
 	for _, d := range []any{nodeDocument{}, recordDocument{}, deploymentStart{}, progressDocument{}, endDocument{}, resultDocument{}, deploymentDocument{},
 		pingDocument{}, stepDocument{}, enrolledDocument{}, toldDocument{}, identityDocument{}, versionDocument{},
-		grantDocument{}, auditDocument{}, findingDocument{}, chainDocument{}, verifiedDocument{}, outputDocument{}, exitDocument{}, savedDocument{}, protocol.Vitals{}} {
+		grantDocument{}, auditDocument{}, findingDocument{}, chainDocument{}, verifiedDocument{}, outputDocument{}, exitDocument{}, savedDocument{}, bearerDocument{}, bearerAddedDocument{}, protocol.Vitals{}} {
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(d)) {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			if name != "" && !strings.Contains(string(docs), "`"+name+"`") && !strings.Contains(string(docs), `"`+name+`"`) {
