@@ -189,7 +189,7 @@ func TestMCPOverHTTP(t *testing.T) {
 	}
 	for _, version := range mcpgo.ValidProtocolVersions[:3] {
 		c, err := connect(version, viewer, nil)
-		if err != nil {
+		if err != nil || c.ProtocolVersion() != version {
 			t.Fatalf("%s: %v", version, err)
 		}
 		a := &assistant{t: t, client: c, log: &bytes.Buffer{}}

@@ -240,6 +240,9 @@ func TestConfirm(t *testing.T) {
 		} {
 			done = 0
 			c := personal(t, s, version, test.person)
+			if c.ProtocolVersion() != version {
+				t.Fatalf("the client speaks %s", c.ProtocolVersion())
+			}
 			text, _, failed := call(t, c, "act", map[string]any{"lines": 3})
 			if !strings.Contains(text, test.want) || failed == (test.want == "done") || (done == 1) != (test.want == "done") {
 				t.Errorf("%s, %+v: %q, done %d times", version, test.person, text, done)

@@ -3,11 +3,8 @@ package fleet
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/nix-infra/nix-infra/cli/mcp"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -23,7 +20,7 @@ type findingRow struct {
 	Text       string     `json:"text" jsonschema:"untrusted: what is known, or was written"`
 }
 
-// Bounds of what is looked at for one failure.
+// Bounds of what is looked at for one failure (failurelooks.go).
 const (
 	maxFailedUnits = 5
 	historyOf      = 30 // deployments
@@ -121,85 +118,6 @@ func (e *explanation) explain(ctx context.Context) (*mcp.Answer[findingRow], err
 	a.Parts = append(a.Parts, e.logs(ctx)...)
 	a.Summary = e.summary(suspects, changes)
 	return a, nil
-}
-
-// readHistory reads what was deployed to the node, and how it ended.
-func (e *explanation) readHistory(ctx context.Context) (err error) {
-	if e.newest, err = e.s.Deployments(ctx, historyOf); err != nil {
-		return err
-	}
-	all := make([]past, len(e.newest))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(comparedAtOnce)
-	for i := range e.newest {
-		if e.newest[i].Mode == protocol.DryActivate {
-			continue
-		}
-		g.Go(func() error {
-			d, err := e.s.Deployment(ctx, protocol.DeploymentQuery{ID: e.newest[i].ID, Names: []string{e.node.Name}})
-			if err != nil {
-				return err
-			}
-			if r, ok := d.Nodes[e.node.Name]; ok && r.Report != nil {
-				all[i] = past{&e.newest[i], r}
-			}
-			return nil
-		})
-	}
-	err = g.Wait()
-	e.history = slices.DeleteFunc(all, func(p past) bool { return p.deployment == nil })
-	return err
-}
-
-// readUnits reads the units that failed, or the one that was asked about.
-func (e *explanation) readUnits(ctx context.Context) error {
-	names := []string{e.asked}
-	if e.asked == "" {
-		answers, err := ask[protocol.UnitList](ctx, e.s, []string{e.node.Name}, protocol.ListUnits, protocol.UnitsQuery{States: []string{"failed"}})
-		if err != nil {
-			return err
-		}
-		if answers[0].err != nil {
-			e.notes = append(e.notes, "Its units could not be looked at: "+failure(answers[0].err)+".")
-			return nil
-		}
-		names = nil
-		for _, u := range answers[0].said.Units {
-			names = append(names, u.Name)
-		}
-		if more := len(names) - maxFailedUnits; more > 0 {
-			e.notes = append(e.notes, fmt.Sprintf("%d more units failed: %s.", more, some(names[maxFailedUnits:])))
-			names = names[:maxFailedUnits]
-		}
-	}
-	for _, name := range names {
-		if err := e.readUnit(ctx, name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (e *explanation) readUnit(ctx context.Context, name string) error {
-	statuses, err := ask[protocol.UnitStatus](ctx, e.s, []string{e.node.Name}, protocol.ShowUnit, protocol.UnitQuery{Name: name})
-	if err != nil {
-		return err
-	}
-	journals, err := ask[protocol.JournalPart](ctx, e.s, []string{e.node.Name}, protocol.ReadJournal, protocol.JournalQuery{Units: []string{name}, Identifiers: []string{"systemd"}, Lines: 500})
-	if err != nil {
-		return err
-	}
-	if statuses[0].err != nil {
-		e.notes = append(e.notes, name+" could not be looked at: "+failure(statuses[0].err)+".")
-		return nil
-	}
-	u := unitFailure{status: statuses[0].said}
-	u.healthy, u.first = firstFailure(journals[0].said.Entries)
-	if u.first.IsZero() && u.status.Active == "failed" && u.status.Since != nil {
-		u.first = *u.status.Since
-	}
-	e.units = append(e.units, u)
-	return nil
 }
 
 // stable is for how long a unit has to run to count as healthy.
@@ -331,44 +249,6 @@ func (u *unitFailure) tell() mcp.Part[findingRow] {
 		row.At = &u.first
 	}
 	return mcp.Part[findingRow]{Head: "units", Text: text, Untrusted: true, Row: row}
-}
-
-// logs are what the journal has around the failure: what units in question said, and what else was a warning or worse.
-func (e *explanation) logs(ctx context.Context) (parts []mcp.Part[findingRow]) {
-	if e.failed.IsZero() || !e.node.Online {
-		return nil
-	}
-	var names []string
-	for i := range e.units {
-		names = append(names, e.units[i].status.Name)
-	}
-	warning := 4
-	span := protocol.JournalQuery{Since: e.failed.Add(-around).UnixMicro(), Until: e.failed.Add(around).UnixMicro(), Lines: loggedLines}
-	of, all := span, span
-	of.Units, all.Priority = names, &warning
-	queries := []struct {
-		head  string
-		query protocol.JournalQuery
-	}{{"log of " + some(names), of}, {"warnings and errors of the machine", all}}
-	if len(names) == 0 {
-		queries = queries[1:]
-	}
-	for _, q := range queries {
-		answers, err := ask[protocol.JournalPart](ctx, e.s, []string{e.node.Name}, protocol.ReadJournal, q.query)
-		if err == nil {
-			err = answers[0].err
-		}
-		if err != nil {
-			e.notes = append(e.notes, "The journal could not be read: "+failure(err)+".")
-			continue
-		}
-		for _, entry := range answers[0].said.Entries {
-			at := entry.Time
-			text := fmt.Sprintf("%s %s[%d]: %s", at.UTC().Format(time.RFC3339Nano), entry.Identifier, entry.PID, shorten(entry.Message+"\n", 2<<10))
-			parts = append(parts, mcp.Part[findingRow]{Head: q.head, Text: text, Untrusted: true, Row: &findingRow{Kind: "log", At: &at, Unit: entry.Unit, Text: strings.TrimSpace(text)}})
-		}
-	}
-	return parts
 }
 
 func (e *explanation) summary(suspects []past, changes []change) string {
