@@ -86,6 +86,11 @@ func makeProject(project string, flags ...string) error {
 	if err := testos.WriteProject(project); err != nil {
 		return err
 	}
+	return initProject(project, flags...)
+}
+
+// initProject is makeProject for a folder that has whatever it has.
+func initProject(project string, flags ...string) error {
 	cmd := exec.Command(filepath.Join(programs.dir, "nix-infra"), append([]string{"-d", project, "init", "--fleet", "lab", "--nixos-version", testos.DefaultVersion, "--batch"}, flags...)...)
 	cmd.Env = append(os.Environ(), "SECRETS_PASS="+password, "HOME="+project)
 	if out, err := cmd.CombinedOutput(); err != nil {
