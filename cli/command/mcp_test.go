@@ -384,7 +384,7 @@ func TestMCPExplainsFailures(t *testing.T) {
 	for _, r := range got.Results {
 		kinds[r["kind"]]++
 	}
-	if fmt.Sprint(kinds) != "map[change:1 check:1 deployment:1 log:1]" {
+	if fmt.Sprint(kinds) != "map[change:1 check:1 deployment:1 log:1 node:1]" {
 		t.Errorf("%v", kinds)
 	}
 	report, span := f.Deployments()[0].Nodes["web1"].Report, journal.Load()
@@ -507,6 +507,6 @@ func TestMCPActs(t *testing.T) {
 	if asked := r.last(); asked != `exec {"argv":["systemctl","restart","nginx"],"timeout":120,"role":"operator"}` {
 		t.Errorf("asked %s", asked)
 	}
-	a.refused("action", in{"target": "web3", "module": "--cmd", "words": "status"}, "status 2")
+	a.refused("action", in{"target": "web3", "module": "--cmd", "words": "status"}, "ended with status 2")
 	a.refused("action", in{"target": "web3", "module": "db", "words": "status; id"}, "there is no shell here")
 }

@@ -170,6 +170,7 @@ func TestMCPOverHTTP(t *testing.T) {
 	case status := <-ended:
 		t.Fatalf("it ended with %d: %s", status, log)
 	}
+	var clients []*client.Client
 	connect := func(version, token string, p *person) (*client.Client, error) {
 		var options []client.ClientOption
 		if p != nil {
@@ -180,7 +181,7 @@ func TestMCPOverHTTP(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := client.NewClient(way, options...)
-		t.Cleanup(func() { c.Close() })
+		clients = append(clients, c)
 		if err := c.Start(t.Context()); err != nil {
 			return nil, err
 		}
@@ -216,6 +217,9 @@ func TestMCPOverHTTP(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "caller=dora role=deployer") || strings.Contains(log.String(), viewer) {
 		t.Errorf("the log:\n%s", log)
+	}
+	for _, c := range clients {
+		c.Close()
 	}
 	stop()
 	if status := <-ended; status != OK && status != Interrupted {

@@ -34,6 +34,9 @@ type Part[Row any] struct {
 // SplitLines makes parts of a long text.
 const maxPart = 16 << 10
 
+// maxHead is how much of a part's head is shown: others have a say in it, too.
+const maxHead = 200
+
 // SplitLines makes parts of a long text, at its lines, with a row for each by row.
 func SplitLines[Row any](head, text string, row func(text string) Row) (parts []Part[Row]) {
 	const most = 4 << 10
@@ -70,7 +73,7 @@ type renderedPart struct {
 func (a *Answer[Row]) render() *rendered {
 	r := &rendered{summary: Clean(a.Summary), failed: a.Failed}
 	for _, p := range a.Parts {
-		n := renderedPart{head: clean(p.Head), text: cut(Clean(p.Text), maxPart), untrusted: p.Untrusted}
+		n := renderedPart{head: cut(clean(p.Head), maxHead), text: cut(Clean(p.Text), maxPart), untrusted: p.Untrusted}
 		if p.Row != nil {
 			n.row = encodeRow(p.Row)
 		}

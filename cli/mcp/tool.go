@@ -83,10 +83,13 @@ func Add[In, Row any](s *Server, t Tool, handle Handler[In, Row]) {
 	})
 }
 
+// maxError is how long an error may be, in bytes.
+const maxError = 4 << 10
+
 // explain is an error as the assistant reads it: on one line, cleaned, because nodes have a say in it.
 func explain(ctx context.Context, err error) string {
 	var r *protocol.Refusal
-	text := clean(strings.ReplaceAll(err.Error(), "\n", "; "))
+	text := cut(clean(strings.ReplaceAll(err.Error(), "\n", "; ")), maxError)
 	switch {
 	case errors.As(err, &r):
 		return "refused: " + text + " (" + clean(string(r.Code)) + ")"

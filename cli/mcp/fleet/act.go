@@ -182,6 +182,7 @@ func (f *Fleet) act(ctx context.Context, c *mcp.Call, question string, args []st
 		a.Summary = "Done: nix-infra " + args[0] + "."
 		return a, nil
 	}
-	a.Summary = fmt.Sprintf("nix-infra %s ended with status %d: %v", args[0], out.Status, out.err())
+	a.Summary = fmt.Sprintf("nix-infra %s ended with status %d.", args[0], out.Status)
+	a.Parts = append(a.Parts, mcp.Part[document]{Head: "stderr", Text: out.err().Error(), Untrusted: true, Row: &document{"stderr": out.err().Error()}})
 	return a, nil
 }

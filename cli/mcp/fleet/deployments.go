@@ -167,21 +167,28 @@ func rowOfDeployment(d *protocol.Deployment) deploymentRow {
 	return row
 }
 
-func (r *deploymentRow) text() string {
+func (r *deploymentRow) headline() string {
 	var counts []string
 	for _, phase := range slices.Sorted(maps.Keys(r.Nodes)) {
 		counts = append(counts, fmt.Sprintf("%d %s", r.Nodes[phase], phase))
 	}
-	text := fmt.Sprintf("%s: %s by %s at %s: %s; rollout %s", r.Deployment, r.Mode, r.By, r.Created.UTC().Format(time.RFC3339), strings.Join(counts, ", "), r.State)
-	if r.Reason != "" {
-		text += ": " + r.Reason
+	return fmt.Sprintf("%s: %s by %s at %s: %s; rollout %s", r.Deployment, r.Mode, r.By, r.Created.UTC().Format(time.RFC3339), strings.Join(counts, ", "), r.State)
+}
+
+// text is the headline with the reason, which may have words of nodes in it.
+func (r *deploymentRow) text() string {
+	if r.Reason == "" {
+		return r.headline()
 	}
-	return text
+	return r.headline() + ": " + r.Reason
 }
 
 func showDeployment(d *protocol.Deployment) *mcp.Answer[resultRow] {
 	sum := rowOfDeployment(d)
-	a := &mcp.Answer[resultRow]{Summary: sum.text()}
+	a := &mcp.Answer[resultRow]{Summary: sum.headline()}
+	if sum.Reason != "" {
+		a.Parts = append(a.Parts, mcp.Part[resultRow]{Head: "the rollout", Text: sum.Reason, Untrusted: true})
+	}
 	var rows []resultRow
 	for _, node := range slices.Sorted(maps.Keys(d.Nodes)) {
 		rows = append(rows, resultOf(node, d.Nodes[node]))

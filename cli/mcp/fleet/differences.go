@@ -114,7 +114,7 @@ func diffDeployment(ctx context.Context, s *Session, d *protocol.Deployment, nod
 	slices.Sort(fresh)
 	a := differences(fold(all))
 	sum := rowOfDeployment(d)
-	a.Summary = sum.text() + fmt.Sprintf("\nOther files than before on %d nodes, the same on %d.", len(other), same)
+	a.Summary = sum.headline() + fmt.Sprintf("\nOther files than before on %d nodes, the same on %d.", len(other), same)
 	if len(fresh) > 0 {
 		a.Summary += fmt.Sprintf(" Nothing to compare with on %s: there is no earlier deployment with files.", some(fresh))
 	}

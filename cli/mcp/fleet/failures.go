@@ -12,7 +12,7 @@ import (
 
 // findingRow is one thing that is known of a failure.
 type findingRow struct {
-	Kind       string     `json:"kind" jsonschema:"deployment, check, change, unit or log"`
+	Kind       string     `json:"kind" jsonschema:"node, deployment, check, change, unit or log"`
 	At         *time.Time `json:"at,omitempty"`
 	Deployment string     `json:"deployment,omitempty"`
 	Unit       string     `json:"unit,omitempty"`
@@ -96,7 +96,9 @@ func (e *explanation) explain(ctx context.Context) (*mcp.Answer[findingRow], err
 		e.notes = append(e.notes, "The node is not there, so that its units and journal could not be looked at.")
 	}
 	e.locate()
-	a := &mcp.Answer[findingRow]{}
+	row := rowOf(e.node)
+	a := &mcp.Answer[findingRow]{Parts: []mcp.Part[findingRow]{{Head: "node " + row.Node, Text: row.State + "; " + row.words(), Untrusted: true,
+		Row: &findingRow{Kind: "node", At: row.LastSeen, Text: row.State + "; " + row.words()}}}}
 	suspects := e.suspects()
 	for i := range suspects {
 		a.Parts = append(a.Parts, e.tellDeployment(&suspects[i])...)
@@ -253,7 +255,7 @@ func (u *unitFailure) tell() mcp.Part[findingRow] {
 
 func (e *explanation) summary(suspects []past, changes []change) string {
 	row := rowOf(e.node)
-	lines := []string{strings.TrimSuffix(fmt.Sprintf("%s: %s; %s", row.Node, row.State, row.words()), "; ") + "."}
+	lines := []string{fmt.Sprintf("%s: %s.", row.Node, row.State)}
 	switch {
 	case e.failed.IsZero():
 		lines = append(lines, "Nothing that failed was found. What was deployed last is below.")

@@ -61,13 +61,19 @@ var Allowable = []string{"deploy", "rollback", "reboot", "action", "restart-unit
 type Fleet struct {
 	Host
 
-	mu       sync.Mutex
-	sessions map[string]*Session // by credentials file
+	mu    sync.Mutex
+	slots map[string]*slot // by credentials file
+}
+
+// slot is the connection of one user. Whoever waits for it keeps no other user waiting.
+type slot struct {
+	mu      sync.Mutex
+	session *Session
 }
 
 // Add gives a server its tools, resources and prompts. With cluster, there is etcd.
 func Add(s *mcp.Server, host Host, cluster bool) *Fleet {
-	f := &Fleet{Host: host, sessions: map[string]*Session{}}
+	f := &Fleet{Host: host, slots: map[string]*slot{}}
 	f.addNodes(s)
 	f.addStats(s)
 	f.addCommands(s)
@@ -88,24 +94,34 @@ func Add(s *mcp.Server, host Host, cluster bool) *Fleet {
 func (f *Fleet) Close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, s := range f.sessions {
-		s.Close()
+	for _, slot := range f.slots {
+		slot.mu.Lock()
+		if slot.session != nil {
+			slot.session.Close()
+		}
+		slot.mu.Unlock()
 	}
-	f.sessions = map[string]*Session{}
 }
 
 // session is the connection as the caller. It is made when it is first needed, and anew where it has ended for good.
 func (f *Fleet) session(ctx context.Context, c *mcp.Call) (*Session, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if s := f.sessions[c.Caller.Creds]; s != nil && !s.Closed() {
-		return s, nil
+	own := f.slots[c.Caller.Creds]
+	if own == nil {
+		own = &slot{}
+		f.slots[c.Caller.Creds] = own
+	}
+	f.mu.Unlock()
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	if own.session != nil && !own.session.Closed() {
+		return own.session, nil
 	}
 	s, err := f.Connect(ctx, c.Caller.Creds)
 	if err != nil {
 		return nil, err
 	}
-	f.sessions[c.Caller.Creds] = s
+	own.session = s
 	return s, nil
 }
 

@@ -32,7 +32,7 @@ type nodeRow struct {
 }
 
 func rowOf(n *protocol.NodeState) nodeRow {
-	r := nodeRow{Node: n.Name, State: n.State(), Online: n.Online, IPv4: n.IPv4, Tags: n.Tags, System: n.System, LastSeen: n.LastSeen, Drift: n.Drift()}
+	r := nodeRow{Node: n.Name, State: state(n), Online: n.Online, IPv4: n.IPv4, Tags: n.Tags, System: n.System, LastSeen: n.LastSeen, Drift: n.Drift()}
 	if l := n.Lock; l != nil {
 		r.Locked = "by " + l.By + ": " + l.Reason
 	}
@@ -46,6 +46,17 @@ func rowOf(n *protocol.NodeState) nodeRow {
 		}
 	}
 	return r
+}
+
+// state is a node's in a word. A phase that is none is what nobody but the node says, and it is not put among our own words.
+func state(n *protocol.NodeState) string {
+	s := n.State()
+	switch p := protocol.Phase(s); {
+	case slices.Contains([]string{"new", "lost", "pending", "idle"}, s), p.Ended(),
+		slices.Contains([]protocol.Phase{protocol.Accepted, protocol.Fetching, protocol.Building, protocol.Activating, protocol.Checking, protocol.Confirming, protocol.Rebooting, protocol.RollingBack}, p):
+		return s
+	}
+	return "unknown"
 }
 
 // words are what is worth a word of a node beside its state.
