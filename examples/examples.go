@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-//go:embed all:fleet
+//go:embed all:fleet all:cluster
 var files embed.FS
 
 // Names are the templates.
-var Names = []string{"fleet"}
+var Names = []string{"fleet", "cluster"}
 
 // File is one file of a template.
 type File struct {

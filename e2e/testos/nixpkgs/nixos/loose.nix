@@ -41,7 +41,7 @@ in
     };
 
     services = anything [
-      "chrony" "cloud-init" "dbus" "fail2ban" "fstrim" "getty" "journald" "logind" "logrotate" "ntp" "qemuGuest" "resolved" "rsyncd" "timesyncd" "udev"
+      "chrony" "cloud-init" "dbus" "fail2ban" "fstrim" "getty" "journald" "logind" "logrotate" "nginx" "ntp" "qemuGuest" "resolved" "rsyncd" "timesyncd" "udev"
     ];
 
     system = {

@@ -111,7 +111,9 @@ let
       keyValue = options: format (lib.types.attrsOf value) (lib.generators.toKeyValue (removeAttrs options [ "type" ])) { };
     };
 
-    dockerTools = wants [ "buildImage" "buildLayeredImage" "streamLayeredImage" "pullImage" ];
+    # An image evaluates, and is not made.
+    dockerTools = wants [ "pullImage" ] // lib.genAttrs [ "buildImage" "buildLayeredImage" "streamLayeredImage" ] (builder: { name, ... }:
+      shell { name = "docker-image-${name}.tar.gz"; } ''echo "pkgs.dockerTools.${builder}: the stand-in of nixpkgs makes no images" >&2; exit 1'' { });
   } // wants [ "buildGoModule" "buildGo126Module" "buildNpmPackage" "fetchurl" "fetchzip" "fetchgit" "fetchFromGitHub" ];
 
   pkgs = lib.foldl' (prev: overlay: prev // overlay pkgs prev) (base pkgs) overlays;

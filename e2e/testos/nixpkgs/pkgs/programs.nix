@@ -9,12 +9,15 @@
     more = ''for applet in $(busybox --list); do ln -sf /usr/bin/busybox "$out/bin/$applet"; done'';
   };
   cacert = { version = "2025"; from = "ca-certificates"; links."etc/ssl/certs/ca-bundle.crt" = "/etc/ssl/certs/ca-certificates.crt"; };
+  confd.version = "0.16.0"; # Debian has none: for evaluation
   conmon.version = "2.1.12";
   coreutils = { version = "9.7"; main = "ls"; };
   curl.version = "8.14.1";
   diffutils = { version = "3.10"; main = "diff"; };
+  docker-distribution = { version = "2.8.3"; from = "docker-registry"; main = "registry"; };
   etcd = { version = "3.5.16"; from = "etcd-server"; };
   findutils = { version = "4.10.0"; main = "find"; };
+  flannel.version = "0.26.7"; # Debian has none: for evaluation
   gawk = { version = "5.2.1"; from = "mawk"; main = "awk"; links."bin/awk" = "/usr/bin/mawk"; };
   getent = { version = "2.41"; from = "libc-bin"; };
   git.version = "2.47.3";
@@ -22,6 +25,7 @@
   gnused = { version = "4.9"; from = "sed"; main = "sed"; };
   gnutar = { version = "1.35"; from = "tar"; main = "tar"; };
   gzip.version = "1.13";
+  harmonia.version = "2.1.0"; # Debian has none: for evaluation
   haproxy.version = "3.0.11";
   iproute2 = { version = "6.15.0"; main = "ip"; };
   iputils = { version = "20240905"; from = "iputils-ping"; main = "ping"; };
