@@ -59,14 +59,14 @@ lustrate() {
   umount -R "$DIR/root"
   rm -rf "$DIR/seed/root" "$DIR/seed/etc/ssh" # what the old system's owner had put there
   insert_disk "$LOWER" "$new"
-  mount -t proc proc "$DIR/root/proc"
   mount --rbind /dev "$DIR/root/dev"
   mount -t tmpfs tmpfs "$DIR/root/run"
   mount -t tmpfs tmpfs "$DIR/root/tmp"
   cp -r "$DIR/root/usr/lib/testos/base" "$DIR/root/tmp/system"
   cp "$DIR/root/etc/nixos/"* "$DIR/root/tmp/system/"
   sed -i "s/\"base\"/\"$NODE\"/" "$DIR/root/tmp/system/flake.nix"
-  chroot "$DIR/root" /bin/sh -euc "$INSTALL" install /tmp/system "$NODE"
+  # In a process namespace: when Nix is done with a build, it kills all that its build user runs, other nodes' builds too.
+  unshare --pid --fork --kill-child --mount-proc="$DIR/root/proc" chroot "$DIR/root" /bin/sh -euc "$INSTALL" install /tmp/system "$NODE"
   umount -R "$DIR/root"
   mv "$new" "$disk/nixos"
   insert_disk "$LOWER" "$disk/nixos"

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
@@ -134,6 +135,29 @@ func TestPlain(t *testing.T) {
 			t.Errorf("killed half-way it left %s", got)
 		}
 	})
+}
+
+// TestPlainAtOnce converts several nodes at the same time, as people do.
+func TestPlainAtOnce(t *testing.T) {
+	t.Parallel()
+	l := open(t, "plain-many")
+	nodes, err := l.StartWith(t.Context(), lab.NodeOptions{Plain: true}, "p1", "p2", "p3")
+	must(t, err)
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		wg.Go(func() {
+			if _, errs[i] = infected(t, l, l.SSHKey(), "root", n); errs[i] == nil {
+				errs[i] = n.Reboot(t.Context())
+			}
+		})
+	}
+	wg.Wait()
+	for i, n := range nodes {
+		if errs[i] != nil || sh(t, n, "cut -d' ' -f1 /etc/testos/node") != n.Name {
+			t.Errorf("%s: %v", n.Name, errs[i])
+		}
+	}
 }
 
 func TestRemove(t *testing.T) {
