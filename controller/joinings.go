@@ -109,7 +109,7 @@ func (t *term) keepJoining(ctx context.Context, token protocol.Identity, machine
 		return false, fmt.Errorf("%d machines wait for their operator; this one has to come again", pending)
 	}
 	return true, t.lead.PutJoining(ctx, protocol.Joining{Token: token.Key, Node: token.Name, Request: *request,
-		Came: time.Now().UTC(), From: t.c.broker.Address(token.Key), Ends: token.Ends().UTC()})
+		Came: time.Now().UTC(), From: t.c.broker.Addresses(token.Key), Ends: token.Ends().UTC()})
 }
 
 // joinState is what a machine is told.

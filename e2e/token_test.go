@@ -115,7 +115,7 @@ func TestEnrollToken(t *testing.T) {
 	if err := cli.Wait(); err != nil {
 		t.Fatalf("enroll --token: %v\n%s", err, &errOut)
 	}
-	for _, want := range []string{`"n1"`, "asks from " + n1.IP, "n1: enrolled"} {
+	for _, want := range []string{`"n1"`, "asks from " + f.lab.HostIP() + ", " + n1.IP, "n1: enrolled"} { // the thief is still there
 		if !strings.Contains(errOut.String(), want) {
 			t.Errorf("the operator does not see %q:\n%s", want, &errOut)
 		}

@@ -86,7 +86,7 @@ type Joining struct {
 	Node    string      `json:"node"`
 	Request JoinRequest `json:"request,omitzero"` // none where the token was taken back before anybody came
 	Came    time.Time   `json:"came"`
-	From    string      `json:"from,omitempty"` // IP address that the broker saw, "" where the broker is not the controller's own
+	From    string      `json:"from,omitempty"` // IP addresses from where the broker saw the token, "" where it is not the controller's own
 	Ends    time.Time   `json:"ends"`
 
 	User string `json:"user,omitempty"` // the node's user JWT: the operator has answered

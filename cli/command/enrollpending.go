@@ -20,7 +20,7 @@ type pendingDocument struct {
 	Ends     time.Time  `json:"ends"`
 	Came     *time.Time `json:"came"`
 	Hostname string     `json:"hostname"`
-	Address  string     `json:"address"` // that the broker saw, "" where that is not known
+	Address  string     `json:"address"` // from where the broker saw the token, several with commas between; "": not known
 	Says     string     `json:"says"`    // the address that the machine says it has
 	Key      string     `json:"key"`
 	Rival    string     `json:"rival"` // key of another machine that came with the same token, "" if there was none

@@ -269,7 +269,7 @@ type joinedDocument struct {
 	Name     string        `json:"name"`
 	Role     protocol.Role `json:"role"`
 	Hostname string        `json:"hostname"`
-	Address  string        `json:"address"` // that the broker saw, "" where that is not known
+	Address  string        `json:"address"` // from where the broker saw the token, several with commas between; "": not known
 	Key      string        `json:"key"`
 }
 

@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -25,6 +27,7 @@ const (
 	maxPingsOut      = 3
 	writeDeadline    = 10 * time.Second
 	startTimeout     = 15 * time.Second
+	maxAddresses     = 8
 	syncInterval     = 10 * time.Second // what a loss of power may cost the audit stream
 )
 
@@ -148,17 +151,22 @@ func (b *Broker) SetAccount(token string) (bool, error) {
 	return true, nil
 }
 
-// Address is from where somebody is connected, by their public key: an IP address, "" where nobody is or the broker is
-// external. Behind a proxy it is the proxy's.
-func (b *Broker) Address(key string) string {
+// Addresses are from where somebody is connected, by their public key: IP addresses with commas between, "" where nobody is
+// or the broker is external. Behind a proxy it is the proxy's. Which of several connections said something isn't known.
+func (b *Broker) Addresses(key string) string {
 	if b.server == nil {
 		return ""
 	}
-	list, err := b.server.Connz(&server.ConnzOptions{Username: true, User: key, Limit: 1})
-	if err != nil || len(list.Conns) == 0 {
+	list, err := b.server.Connz(&server.ConnzOptions{Username: true, User: key, Limit: maxAddresses})
+	if err != nil {
 		return ""
 	}
-	return list.Conns[0].IP
+	var all []string
+	for _, c := range list.Conns {
+		all = append(all, c.IP)
+	}
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ")
 }
 
 // listenAddress splits host:port and tries it, because the server's own error comes too late and
