@@ -83,6 +83,16 @@ func (a *app) mcpConfig(client string, servers []string) error {
 			return fmt.Errorf("--server %q: use cluster, machine or dev", s)
 		}
 		e := mcpEntry{Command: program, Args: []string{"mcp", s, "--project-dir", dir}}
+		if a.envFile != "" {
+			e.Args = append(e.Args, "--env", a.envFile)
+		}
+		if a.creds != "" && s != "dev" {
+			creds, err := filepath.Abs(a.creds)
+			if err != nil {
+				return err
+			}
+			e.Args = append(e.Args, "--creds", creds)
+		}
 		if mcpClients[at].typed {
 			e.Type = "stdio"
 		}

@@ -88,6 +88,9 @@ func TestMCPConfig(t *testing.T) {
 	if e := d["servers"]["nix-infra-cluster"]; e.Type != "stdio" || !filepath.IsAbs(e.Command) || strings.Join(e.Args, " ") != "mcp cluster --project-dir "+s.dir {
 		t.Errorf("%+v", d)
 	}
+	if out := s.must("mcp", "config", "--env", ".env.eu", "--creds", "/x/ops.creds"); !strings.Contains(out, "\"--env\",\n        \".env.eu\",\n        \"--creds\",\n        \"/x/ops.creds\"\n") {
+		t.Errorf("options are left out:\n%s", out)
+	}
 	for _, c := range mcpClients {
 		if r := s.run("mcp", "config", "--client", c.name); r.status != OK || !strings.Contains(r.out, "nix-infra-machine") || !strings.Contains(r.out, "nix-infra-dev") {
 			t.Errorf("%s: %+v", c.name, r)

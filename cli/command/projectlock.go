@@ -206,7 +206,7 @@ func privateFiles(dir string) ([]string, error) {
 		}
 		top, _, below := strings.Cut(name, "/")
 		switch {
-		case e.IsDir() && (name == "." || name == "ssh" || top == "ca"):
+		case e.IsDir() && (name == "." || name == "ssh" || name == ownDir || top == "ca"):
 		case e.IsDir():
 			return fs.SkipDir
 		case e.Type().IsRegular() && isPrivateFile(name, top, below):
@@ -224,6 +224,8 @@ func isPrivateFile(name, top string, below bool) bool {
 		return false
 	case !below:
 		return name == envFile || strings.HasSuffix(name, ".creds")
+	case top == ownDir:
+		return strings.HasSuffix(name, ".creds")
 	case top == "ssh":
 		return !strings.HasSuffix(name, ".pub") && !strings.HasPrefix(base, "known_hosts") && base != "config"
 	}

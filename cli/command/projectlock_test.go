@@ -9,7 +9,7 @@ import (
 func TestProjectLock(t *testing.T) {
 	s := newProject(t)
 	private := map[string]string{".env": "TOKEN=0123456789\n", "bob.creds": "credentials of bob", "ca/private/ca.key.pem": "a key of the CA", "ca/intermediate/private/web1-client-tls.key.pem": "a key of a node",
-		"ca/intermediate/web1.key.pem": "another key", "ssh/nixinfra": s.read("ssh/nixinfra")}
+		"ca/intermediate/web1.key.pem": "another key", "ssh/nixinfra": s.read("ssh/nixinfra"), "nix-infra/mcp.creds": s.read("nix-infra/mcp.creds")}
 	public := map[string]string{"ca/certs/ca.cert.pem": "c", "ssh/config": "x", "ssh/known_hosts": "x", "ssh/nixinfra.pub": s.read("ssh/nixinfra.pub"), "nodes/web1.nix": "{}", "x/.env": "x"}
 	for _, files := range []map[string]string{private, public} {
 		for path, content := range files {
