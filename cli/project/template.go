@@ -17,10 +17,7 @@ func (s *Settings) ApplyTemplate(template string) {
 		s.Defaults.NodeModule = "standalone_machine"
 	case "cluster":
 		s.Defaults.NodeModule = "cluster_node"
-		s.Cluster = Cluster{
-			UUID: strings.ToLower(rand.Text()), ControlNodes: []string{"etcd001"},
-			ServiceGroups: map[string][]string{"service001": {"services"}, "worker001": {"backends"}, "ingress001": {"frontends", "backends", "services"}},
-		}
+		s.Cluster = Cluster{UUID: strings.ToLower(rand.Text()), ControlNodes: []string{"etcd001"}}
 		s.Nodes = map[string]NodeSettings{
 			"etcd001": {Tags: []string{"control"}}, "registry001": {Tags: []string{"registry"}}, "service001": {Tags: []string{"service"}},
 			"worker001": {Tags: []string{"worker"}}, "ingress001": {Tags: []string{"ingress"}, NodeModule: "ingress_node"},
