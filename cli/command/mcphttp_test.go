@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -72,6 +73,7 @@ func TestMCPCommandLine(t *testing.T) {
 	s.must("mcp", "token", "add", "alice")
 	s.expect(Refused, "other machines could reach it", "mcp", "machine", "--http", "0.0.0.0:0")
 	s.expect(Refused, "use HOST:PORT", "mcp", "machine", "--http", "8080")
+	s.expect(Refused, `--allow-origin "*"`, "mcp", "machine", "--http", ":0", "--allow-origin", "*")
 	s.expect(Refused, "go together", "mcp", "machine", "--http", ":0", "--tls-cert", "x")
 }
 
@@ -164,7 +166,7 @@ func TestMCPOverHTTP(t *testing.T) {
 	log := &listened{address: make(chan string, 1)}
 	ended := make(chan int, 1)
 	go func() {
-		ended <- Run(ctx, []string{"-d", s.dir, "mcp", "machine", "--http", "127.0.0.1:0", "--allow", "deploy"}, Environment{
+		ended <- Run(ctx, []string{"-d", s.dir, "mcp", "machine", "--http", "127.0.0.1:0", "--allow", "deploy", "--allow-origin", "https://chat.example.org"}, Environment{
 			Stdin: strings.NewReader(""), Stdout: io.Discard, Stderr: log, Getenv: func(name string) string { return s.env[name] }, VaultOptions: []vault.Option{vault.WorkFactor(2)}})
 	}()
 	var address string
@@ -210,6 +212,22 @@ func TestMCPOverHTTP(t *testing.T) {
 		(&assistant{t: t, client: c, log: &bytes.Buffer{}}).must("deploy", in{"target": "web1"}, `"event":"deployment"`)
 		if d := f.Deployments(); len(d) != before+1 || d[0].By != "dora" || !strings.Contains(yes.asked, "1 node (web1)") {
 			t.Errorf("%s: %d deployments, asked %q", version, len(d), yes.asked)
+		}
+	}
+	for origin, want := range map[string]string{"https://chat.example.org": "https://chat.example.org", "https://evil.example.org": ""} {
+		r, err := http.NewRequest(http.MethodOptions, "http://"+address+"/mcp", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Origin", origin)
+		r.Header.Set("Access-Control-Request-Method", "POST")
+		got, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got.Body.Close()
+		if allowed := got.Header.Get("Access-Control-Allow-Origin"); allowed != want || (want == "") != (got.StatusCode == http.StatusForbidden) {
+			t.Errorf("%s: %d, allowed is %q", origin, got.StatusCode, allowed)
 		}
 	}
 	s.must("mcp", "token", "remove", "dora")

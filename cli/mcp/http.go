@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/mark3labs/mcp-go/server"
 )
 
@@ -44,6 +46,11 @@ func (o *HTTPOptions) Check() error {
 		host = "127.0.0.1"
 		o.Addr = net.JoinHostPort(host, port)
 	}
+	for _, origin := range o.Origins {
+		if u, err := url.Parse(origin); err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin {
+			return fmt.Errorf("--allow-origin %q: use SCHEME://HOST, such as https://chat.example.org", origin)
+		}
+	}
 	if (o.TLSCert == "") != (o.TLSKey == "") {
 		return errors.New("--tls-cert and --tls-key go together")
 	}
@@ -66,6 +73,8 @@ func (s *Server) ServeHTTP(ctx context.Context, o HTTPOptions) error {
 		server.WithStateful(true), // revisions before 2026-07-28 ask people within a session
 		server.WithSessionIdleTTL(sessionIdle),
 		server.WithStreamableHTTPLogger(slog.New(slog.DiscardHandler)),
+		server.WithStreamableHTTPCORS(server.WithCORSAllowedOrigins(o.Origins...), server.WithCORSAllowedHeaders("Authorization", "Content-Type", "Accept", "Last-Event-ID",
+			server.HeaderKeySessionID, mcp.HeaderProtocolVersion, mcp.HeaderMethod, mcp.HeaderName)),
 	)
 	h := &http.Server{
 		Handler: s.guard(o, streamable), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
@@ -106,6 +115,10 @@ func (s *Server) guard(o HTTPOptions, next http.Handler) http.Handler {
 		if origin := r.Header.Values("Origin"); len(origin) > 1 || len(origin) == 1 && !slices.Contains(o.Origins, origin[0]) {
 			s.Log.Warn("refused: origin", "origin", cut(fmt.Sprint(origin), 200), "from", r.RemoteAddr)
 			http.Error(w, "this origin may not speak with this server", http.StatusForbidden)
+			return
+		}
+		if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" { // a browser that asks whether it may ask, which has no token
+			next.ServeHTTP(w, r)
 			return
 		}
 		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
