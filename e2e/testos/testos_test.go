@@ -61,6 +61,8 @@ func TestSystem(t *testing.T) {
 		{"BootMenu", testBootMenu},
 		{"Kernel", testKernel},
 		{"Packages", testPackages},
+		{"Library", testLibrary},
+		{"Configurations", testConfigurations},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			part.run(t, m)

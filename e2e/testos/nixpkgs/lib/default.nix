@@ -14,10 +14,10 @@ let
   lib = groups // {
     inherit (builtins)
       add addErrorContext all any attrNames attrValues baseNameOf catAttrs compareVersions concatLists concatMap concatStringsSep
-      deepSeq dirOf div elem elemAt filter foldl' fromJSON functionArgs genericClosure genList getAttr getEnv groupBy hasAttr
+      deepSeq dirOf div elem elemAt filter foldl' fromJSON functionArgs genericClosure genList getAttr groupBy hasAttr
       hashString head intersectAttrs isAttrs isBool isFloat isFunction isInt isList isPath isString length lessThan listToAttrs
       map mapAttrs match mul parseDrvName partition pathExists readDir readFile removeAttrs replaceStrings seq split
-      splitVersion storeDir stringLength sub substring tail toJSON toString trace tryEval typeOf zipAttrsWith ceil floor
+      splitVersion stringLength sub substring tail toJSON toString trace tryEval typeOf zipAttrsWith ceil floor
       bitAnd bitOr bitXor;
 
     types = import ./types.nix lib;

@@ -75,10 +75,10 @@ let
   mergeDefinitions = loc: type: defs:
     let
       discharged = concatMap discharge defs;
-      priority = def: def.priority or lib.defaultOverridePriority;
+      priority = def: def.priority or 100;
       highestPrio = foldl' (best: def: lib.min best (priority def)) 9999 discharged;
       chosen = concatMap discharge (filter (def: priority def == highestPrio) discharged);
-      ordered = if any (def: def ? order) chosen then lib.sortOn (def: def.order or lib.defaultOrderPriority) chosen else chosen;
+      ordered = if any (def: def ? order) chosen then lib.sortOn (def: def.order or 1000) chosen else chosen;
       wrong = filter (def: !type.check def.value) ordered;
       isDefined = discharged != [ ];
     in
@@ -94,10 +94,14 @@ let
 
   # --- options
 
+  # Of a type without others in it, its name: declarations of one such type are one.
+  simple = option: if (option.type or types.unspecified).nestedTypes == { } && option.type.name or "" != "submodule" then option.type.description or "" else option;
+
   evalOption = loc: declarations: defs:
     let
       declaration =
-        if length declarations == 1 then (head declarations).options
+        if length declarations == 1 || all (d: simple d.options == simple (head declarations).options) declarations
+        then foldl' (a: b: a // b) { } (map (d: d.options) declarations)
         else throw "The option `${showOption loc}' in `${(head declarations).file}' is already declared in `${(lib.last declarations).file}'.";
       type = declaration.type or types.unspecified;
       default = lib.optional (declaration ? default) { inherit (head declarations) file; value = lib.mkOptionDefault declaration.default; };

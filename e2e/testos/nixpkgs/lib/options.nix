@@ -12,7 +12,6 @@ rec {
       description = "The ${if builtins.isList name then lib.last name else name} package to use. ${extraDescription}";
       defaultText = literalExpression "${pkgsText}.${concatStringsSep "." (lib.toList default)}";
     } // lib.optionalAttrs (default != null) { default = lib.getAttrFromPath (lib.toList default) pkgs; });
-  mkPackageOptionMD = mkPackageOption;
 
   mkIf = condition: content: { _type = "if"; inherit condition content; };
   mkMerge = contents: { _type = "merge"; inherit contents; };
@@ -25,12 +24,9 @@ rec {
   mkOrder = priority: content: { _type = "order"; inherit priority content; };
   mkBefore = mkOrder 500;
   mkAfter = mkOrder 1500;
-  defaultOverridePriority = 100;
-  defaultOrderPriority = 1000;
 
   literalExpression = text: { _type = "literalExpression"; inherit text; };
   literalMD = text: { _type = "literalMD"; inherit text; };
-  mdDoc = text: text;
 
   isType = type: x: x._type or null == type;
   isOption = isType "option";

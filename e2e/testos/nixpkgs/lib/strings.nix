@@ -50,8 +50,6 @@ rec {
   escapeRegex = escape [ "\\" "[" "{" "(" ")" "^" "$" "?" "*" "+" "|" "." "]" "}" ];
   escapeShellArg = x: let s = toString x; in if match "[[:alnum:],._+:@%/-]+" s != null then s else "'${replaceStrings [ "'" ] [ "'\\''" ] s}'";
   escapeShellArgs = concatMapStringsSep " " escapeShellArg;
-  escapeSystemdExecArg = x: replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON (toString x));
-  escapeSystemdExecArgs = concatMapStringsSep " " escapeSystemdExecArg;
   escapeNixString = s: escape [ "$" ] (builtins.toJSON s);
   escapeNixIdentifier = s: if match "[a-zA-Z_][a-zA-Z0-9_'-]*" s != null then s else escapeNixString s;
   escapeURL = s: stringAsChars (c: if match "[A-Za-z0-9_.~-]" c != null then c else "%" + fixedWidthString 2 "0" (lib.toHexString (charToInt c))) s;
@@ -62,9 +60,11 @@ rec {
   toShellVars = vars: concatStringsSep "\n" (lib.mapAttrsToList toShellVar vars);
   sanitizeDerivationName = s: stringAsChars (c: if match "[A-Za-z0-9+._?=-]" c != null then c else "-") (removePrefix "." (toString s));
 
-  toInt = s: let m = match "[ \t\r\n]*(-?)0*([0-9]+)[ \t\r\n]*" s; in
+  toIntBase10 = s: let m = match "[ \t\r\n]*(-?)0*([0-9]+)[ \t\r\n]*" s; in
     if m == null then throw "toInt: Could not convert ${escapeNixString s} to int." else builtins.fromJSON "${elemAt m 0}${elemAt m 1}";
-  toIntBase10 = toInt;
+  toInt = s:
+    if match "[ \t\r\n]*-?0[0-9]+[ \t\r\n]*" s != null then throw "toInt: Ambiguity in interpretation of ${escapeNixString s} between octal and zero padded integer."
+    else toIntBase10 s;
   versions = rec {
     splitVersion = builtins.splitVersion;
     major = v: elemAt (splitVersion v) 0;

@@ -120,7 +120,6 @@ rec {
   lines = separatedString "\n";
   commas = separatedString ",";
   envVar = separatedString ":";
-  string = separatedString "";
 
   # --- numbers
   ints = {

@@ -16,5 +16,8 @@ in
     overlays = mkOption { type = types.listOf types.raw; default = [ ]; };
     pkgs = mkOption { type = types.raw; default = import ../pkgs { inherit lib; inherit (cfg) system overlays config; }; };
   };
-  config._module.args = { inherit (cfg) pkgs; };
+  config._module.args = {
+    inherit (cfg) pkgs;
+    utils.escapeSystemdExecArgs = lib.concatMapStringsSep " " (x: lib.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON (toString x)));
+  };
 }

@@ -69,13 +69,23 @@ read_list restart-list restart
 read_list reload-list reload
 
 stop=() skip=()
-flag() { grep -q -x "X-$2=$3" "$top/$units/$1"; }
+flag() { grep -r -q -x "X-$2=$3" "$top/$units/$1" "$top/$units/$1.d" 2>/dev/null; }
+# A unit's drop-ins; those of a unit that is none of the system's are Debian's unit's.
+same_dropins() {
+  [ ! -e "$old/$units/$1.d" ] && [ ! -e "$top/$units/$1.d" ] || diff -r -N -q "$old/$units/$1.d" "$top/$units/$1.d" >/dev/null
+}
+for dir in "$old/$units"/*.d "$top/$units"/*.d; do
+  unit=${dir##*/}
+  unit=${unit%.d}
+  [ -d "$dir" ] && [ -n "${active_before[$unit]-}" ] && [ ! -e "$old/$units/$unit" ] && [ ! -e "$top/$units/$unit" ] || continue
+  same_dropins "$unit" || flag "$unit" RestartIfChanged false || restart[$unit]=1
+done
 for file in "$old/$units"/*.*; do
   unit=${file##*/}
   [ -f "$file" ] && [ -n "${active_before[$unit]-}" ] || continue
   if [ ! -e "$top/$units/$unit" ]; then
     stop+=("$unit")
-  elif cmp -s "$file" "$top/$units/$unit"; then
+  elif cmp -s "$file" "$top/$units/$unit" && same_dropins "$unit"; then
     :
   elif flag "$unit" ReloadIfChanged true; then
     reload[$unit]=1

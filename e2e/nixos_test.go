@@ -1,0 +1,301 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nix-infra/nix-infra/e2e/lab"
+	"github.com/nix-infra/nix-infra/e2e/nar"
+	"github.com/nix-infra/nix-infra/e2e/testos"
+)
+
+// ownFlake is a project's flake.nix.
+const ownFlake = `{
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-[%%nixVersion%%]";
+  outputs = { nixpkgs, ... }: {
+    nixosConfigurations."[%%nodeName%%]" = nixpkgs.lib.nixosSystem {
+      system = "[%%hwArch%%]";
+      modules = [ ./configuration.nix ];
+    };
+  };
+}
+`
+
+// ownBase is its configuration.nix: the project brings the modules of nix-infra itself, in modules/.
+const ownBase = `{ lib, ... }: {
+  imports = [ ./networking.nix ./modules/nix-infra ]
+    ++ lib.fileset.toList (lib.fileset.maybeMissing (./. + "/[%%nodeName%%].nix"));
+  networking.hostName = "[%%nodeName%%]";
+  system.stateVersion = "[%%nixVersion%%]";
+  services.openssh.enable = true;
+}
+`
+
+// packaged puts a program into a node's store, and gives the Nix expression of a package that has it.
+func (f *fleet) packaged(n *lab.Node, local, program string) string {
+	f.t.Helper()
+	dir := f.t.TempDir()
+	data, err := os.ReadFile(local)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bin", program), data, 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	hash, err := nar.Hash(os.DirFS(dir), ".")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	remote := "/root/packages/" + program
+	if err := n.CopyTo(local, remote+"/bin/"+program, 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	f.exec(n, "nix-store", "--add-fixed", "--recursive", "sha256", remote)
+	return fmt.Sprintf(`pkgs.requireFile { name = %q; hash = %q; hashMode = "recursive"; }`, program, hash)
+}
+
+// nixosProject makes the fleet's project, whose nodes were testos's, one of NixOS's modules, which it brings itself.
+func (f *fleet) nixosProject() {
+	f.t.Helper()
+	for _, dir := range []string{"modules", "app_modules", "node_types"} {
+		if err := os.RemoveAll(filepath.Join(f.project, dir)); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	lock, err := testos.FlakeLock(testos.DefaultVersion)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.write("flake.nix", ownFlake)
+	f.write("flake.lock", string(lock))
+	f.write("configuration.nix", ownBase)
+	for _, name := range nixFiles(f.t, "../nixos-module") {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		f.write(path.Join("modules/nix-infra", filepath.Base(name)), string(data))
+	}
+}
+
+// reaches says whether the operator's side can connect to a node's port.
+func (f *fleet) reaches(n *lab.Node, port int) bool {
+	f.t.Helper()
+	script := fmt.Sprintf("</dev/tcp/%s/%d", n.IP, port)
+	return f.lab.Command(f.ctx, "timeout", "2", "bash", "-c", script).Run() == nil
+}
+
+// TestNixOSModules: systems that nixos-module makes, built by real Nix from a stand-in of nixpkgs, bring the real agent and
+// the real controller: units, policy, health checks, secrets and the firewall do what their options say.
+func TestNixOSModules(t *testing.T) {
+	f := newFleet(t, "n1")
+	node := f.nodes["n1"]
+	f.nixosProject()
+
+	t.Run("Options", func(t *testing.T) { f.as(t).moduleOptions(node) })
+	t.Run("Agent", func(t *testing.T) { f.as(t).moduleOfAgent(node) })
+	if t.Failed() {
+		return
+	}
+	t.Run("Controller", func(t *testing.T) { f.as(t).moduleOfController() })
+}
+
+// moduleOptions has the node's Nix evaluate the modules with a node that uses everything, and with mistakes.
+func (f *fleet) moduleOptions(node *lab.Node) {
+	for _, dir := range []string{"../nixos-module", "../nixos-module/eval"} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				continue
+			}
+			name := filepath.Join(dir, e.Name())
+			if err := node.CopyTo(name, path.Join("/root", strings.TrimPrefix(name, "..")), 0o755); err != nil {
+				f.t.Fatal(err)
+			}
+		}
+	}
+	out := f.exec(node, "env", "NIXPKGS_LIB="+testos.NixpkgsPath+"/lib", "/root/nixos-module/eval/check.sh")
+	if !strings.HasSuffix(out, " 0 failed") || strings.HasPrefix(out, "0 ") {
+		f.t.Errorf("%s", out)
+	}
+}
+
+func (f *fleet) moduleOfAgent(node *lab.Node) {
+	t := f.t
+	agent := f.packaged(node, programs.next, "nix-infra-agent")
+	config := func(closeSSH bool, app string) string {
+		return fmt.Sprintf(`{ pkgs, ... }: {
+  services.nix-infra-agent = {
+    enable = true;
+    package = %s;
+    closeSSH = %v;
+    policy = {
+      commands = [ { name = "app"; program = "app-ctl"; role = "viewer"; forms = [ { words = [ "status" ]; } ]; } ];
+      files.roots = [ "/var/lib/app" ];
+    };
+    healthChecks = [
+      { name = "runs"; kind = "unit"; unit = "hello.service"; grace = 2; }
+      { name = "token"; kind = "file"; path = "/var/lib/app/loaded"; contains = "hunter2"; grace = 2; }
+    ];
+  };
+  nix-infra.secrets."[%%%%secrets/app.token%%%%]".units = [ "hello" ];
+  environment.systemPackages = [ (pkgs.writeShellScriptBin "app-ctl" "echo fine") ];
+  users.users.app = { isSystemUser = true; group = "app"; };
+  users.groups.app = { };
+  networking.firewall.allowedTCPPorts = [ 8080 ];
+  systemd.tmpfiles.rules = [ "d /var/lib/app 0755 app app -" ];
+  systemd.services.hello = {
+    wantedBy = [ "multi-user.target" ];
+    preStart = "cp --no-preserve=mode \"$CREDENTIALS_DIRECTORY/app.token\" /var/lib/app/loaded";
+    script = %q;
+    serviceConfig = { User = "app"; Type = "exec"; };
+  };
+}
+`, agent, closeSSH, app)
+	}
+	f.feed(0, "hunter2", "secrets", "store", "app.token")
+	if r := f.cli("exec", "n1", "--", "app-ctl", "status"); r.code != 2 {
+		t.Errorf("before the policy allows it: %v", r)
+	}
+	f.write("nodes/n1.nix", config(false, "exec sleep infinity"))
+	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
+	s := f.status()["n1"]
+	if s.State != "confirmed" || s.Agent != "next" || s.Closure != f.running(node) || s.Closure != f.bootDefault(node) {
+		t.Fatalf("the agent of the module did not take over: %+v", s)
+	}
+	if exe := f.exec(node, "readlink", "/proc/"+f.property(node, "nix-infra-agent.service", "MainPID")+"/exe"); !strings.HasPrefix(exe, "/nix/store/") {
+		t.Errorf("the agent that runs is %s", exe)
+	}
+	if unit := f.property(node, "nix-infra-agent.service", "FragmentPath"); !strings.Contains(unit, "generator.early") {
+		t.Errorf("the agent's unit is %s, and not the system's", unit)
+	}
+	show := f.must("deployment", "show", s.Deployment, "--json").out
+	for _, check := range []string{"runs", "token"} {
+		if !strings.Contains(show, `"name":"`+check+`"`) || strings.Contains(show, `"passed":false`) {
+			t.Errorf("the check %s has not passed: %s", check, show)
+		}
+	}
+	if r := f.must("exec", "n1", "--", "app-ctl", "status"); strings.TrimSpace(r.out) != "fine" {
+		t.Errorf("a command that the policy allows: %v", r)
+	}
+	if r := f.must("files", "/var/lib/app/loaded", "n1"); r.out != "hunter2" {
+		t.Errorf("a file below a folder that the policy allows: %v", r)
+	}
+
+	// A health check that fails is as good as one that was written by hand.
+	f.write("nodes/n1.nix", config(false, "exit 0"))
+	start := time.Now()
+	if r := f.cli(f.deployArgs("n1")...); r.code != 1 || !strings.Contains(r.out+r.errOut, "runs") {
+		t.Errorf("a deploy whose health check fails: %v", r)
+	}
+	f.isBack(node, s.Closure, start)
+
+	if !f.reaches(node, 22) {
+		t.Error("port 22 is closed before anybody closes it")
+	}
+	f.write("nodes/n1.nix", config(true, "exec sleep infinity"))
+	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
+	closed := func(when string) {
+		t.Helper()
+		if f.reaches(node, 22) {
+			t.Errorf("port 22 is open %s", when)
+		}
+		if out := f.exec(node, "bash", "-c", "head -c 4 </dev/tcp/127.0.0.1/22"); out != "SSH-" {
+			t.Errorf("sshd itself says %q %s", out, when)
+		}
+		if r := f.must("exec", "n1", "--", "app-ctl", "status"); strings.TrimSpace(r.out) != "fine" {
+			t.Errorf("the agent %s: %v", when, r)
+		}
+	}
+	closed("after closeSSH")
+
+	// The agent that comes with the boot is the system's.
+	if err := node.Reboot(f.ctx); err != nil {
+		t.Fatal(err)
+	}
+	f.waitState("n1", 30*time.Second, "online again", func(s status) bool { return s.Online && s.Agent == "next" && time.Since(s.LastSeen) < 5*time.Second })
+	closed("after a reboot")
+}
+
+func (f *fleet) moduleOfController() {
+	t := f.t
+	const dir, unit = "/root/system", "nix-infra-controller.service"
+	controller := f.packaged(f.ctl, filepath.Join(programs.dir, "nix-infra-controller"), "nix-infra-controller")
+	fill := strings.NewReplacer("[%%nodeName%%]", "ctl", "[%%nixVersion%%]", testos.DefaultVersion, "[%%hwArch%%]", "x86_64-linux")
+	files := map[string]string{
+		"flake.nix":         fill.Replace(ownFlake),
+		"configuration.nix": fill.Replace(ownBase),
+		"ctl.nix": `{ pkgs, ... }: {
+  services.nix-infra-controller = {
+    enable = true;
+    package = ` + controller + `;
+    openFirewall = true;
+    settings.broker.max_connections = 1000;
+  };
+}
+`,
+	}
+	for name, text := range files {
+		if err := f.ctl.WriteFile(path.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range append(nixFiles(t, filepath.Join(f.project, "modules/nix-infra")), filepath.Join(f.project, "flake.lock")) {
+		rel, err := filepath.Rel(f.project, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.ctl.CopyTo(name, path.Join(dir, rel), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.exec(f.ctl, "cp", "/etc/nixos/networking.nix", dir)
+	top := f.exec(f.ctl, "sh", "-c", "nix build --no-link --print-out-paths path:"+dir+"#nixosConfigurations.ctl.config.system.build.toplevel 2>/tmp/log || { cat /tmp/log; exit 1; }")
+	f.exec(f.ctl, "nix-env", "--profile", "/nix/var/nix/profiles/system", "--set", top)
+	f.exec(f.ctl, top+"/bin/switch-to-configuration", "switch")
+
+	runs := func(when string) {
+		t.Helper()
+		f.waitState("n1", 60*time.Second, "online "+when, func(s status) bool { return s.Online && time.Since(s.LastSeen) < 15*time.Second })
+		pid := f.property(f.ctl, unit, "MainPID")
+		if user := f.exec(f.ctl, "ps", "-o", "user:32=", "-p", pid); user != "nix-infra-controller" {
+			t.Errorf("%s, the controller runs as %q", when, user)
+		}
+		if exe := f.exec(f.ctl, "readlink", "/proc/"+pid+"/exe"); !strings.HasPrefix(exe, "/nix/store/") {
+			t.Errorf("%s, the controller that runs is %s", when, exe)
+		}
+	}
+	// Enrolment's unit is in neither system, so that the switch has left its process alone.
+	f.exec(f.ctl, "systemctl", "restart", unit)
+	runs("after a restart")
+	if !f.reaches(f.ctl, 4222) || !f.reaches(f.ctl, 443) || !f.reaches(f.ctl, 22) {
+		t.Error("the firewall keeps people from the controller's ports")
+	}
+	if err := f.ctl.Reboot(f.ctx); err != nil {
+		t.Fatal(err)
+	}
+	runs("after a reboot")
+	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
+}
+
+func nixFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*.nix"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%s: %v, %v", dir, names, err)
+	}
+	return names
+}
