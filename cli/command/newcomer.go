@@ -27,7 +27,7 @@ type newcomer struct {
 // its first beat.
 func (n *newcomer) becomeNode(ctx context.Context, e *enrolment, fleet *session, before *protocol.NodeState, tags []string) (lasting bool, err error) {
 	ipv4 := ""
-	if ip := net.ParseIP(n.host); ip != nil && ip.To4() != nil {
+	if ip := net.ParseIP(n.host); ip != nil && ip.To4() != nil && !ip.IsLoopback() { // at loopback is the end of a tunnel
 		ipv4 = n.host
 	}
 	_, lasting, err = provision.Install(ctx, n.machine, provision.Installation{
