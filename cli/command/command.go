@@ -177,7 +177,7 @@ offline and follow later, 130 interrupted.`,
 	root.AddCommand(a.diffCommand(), a.generationsCommand(), a.rollbackCommand(), a.gcCommand(), a.upgradeCommand(), a.rebootCommand(), a.driftCommand())
 	root.AddCommand(a.provisionCommand(true), a.initMachineCommand(), a.migrateCommand())
 	root.AddCommand(a.initCommand(), a.enrollCommand(), a.destroyCommand(), a.sshKeyCommand(), a.deployCommand(), a.statusCommand(), a.nodesCommand(), a.nodeCommand(),
-		a.pingCommand(), a.deploymentsCommand(), a.deploymentCommand(), a.rolloutCommand(), a.whoamiCommand(), a.accessCommand(), a.auditCommand(), a.versionCommand(), a.mcpCommand())
+		a.pingCommand(), a.deploymentsCommand(), a.deploymentCommand(), a.rolloutCommand(), a.whoamiCommand(), a.accessCommand(), a.auditCommand(), a.doctorCommand(), a.versionCommand(), a.mcpCommand())
 	return root
 }
 
