@@ -1,7 +1,10 @@
+//go:build linux
+
 package testos_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -12,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/nix-infra/nix-infra/cli/project"
+	"github.com/nix-infra/nix-infra/e2e/lab"
 	"github.com/nix-infra/nix-infra/e2e/testos"
 	"github.com/nix-infra/nix-infra/examples"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -43,7 +47,7 @@ func scaffold(t *testing.T, template string) (*project.Project, []string) {
 }
 
 // TestScaffolds: each node of each template has a tree that is a manifest, all its placeholders are filled in, and, where
-// there is Nix, its system evaluates, with the agent in it and with its port of SSH closed.
+// there is Nix, here or on a node, its system evaluates, with the agent in it and with its port of SSH closed.
 func TestScaffolds(t *testing.T) {
 	e := newEvaluator(t)
 	for _, template := range examples.Names {
@@ -66,11 +70,11 @@ func TestScaffolds(t *testing.T) {
 			})
 		}
 	}
+	t.Run("foreign", func(t *testing.T) { testForeign(t, e) })
 }
 
-// TestForeign: a project that knows nothing of us has the agent in its nodes' systems.
-func TestForeign(t *testing.T) {
-	e := newEvaluator(t)
+// testForeign: a project that knows nothing of us has the agent in its nodes' systems.
+func testForeign(t *testing.T, e *evaluator) {
 	p, nodes := scaffold(t, "fleet")
 	path := filepath.Join(p.Dir, "configuration.nix")
 	text, err := os.ReadFile(path)
@@ -78,9 +82,9 @@ func TestForeign(t *testing.T) {
 	foreign := strings.Replace(string(text), " ./nix-infra ", " ", 1)
 	foreign = strings.Replace(foreign, "networking.firewall.enable = true;", "networking.firewall.allowedTCPPorts = [ 22 ];", 1)
 	must(t, os.WriteFile(path, []byte(foreign), 0o644))
-	must(t, os.WriteFile(filepath.Join(p.Dir, "modules/default.nix"), []byte("{ }\n"), 0o644))
-	must(t, os.WriteFile(filepath.Join(p.Dir, "app_modules/default.nix"), []byte("{ }\n"), 0o644))
-	must(t, os.WriteFile(filepath.Join(p.Dir, "nodes/node001.nix"), []byte("{ }\n"), 0o644))
+	for _, file := range []string{"modules/default.nix", "app_modules/default.nix", "nodes/node001.nix"} {
+		must(t, os.WriteFile(filepath.Join(p.Dir, file), []byte("{ }\n"), 0o644))
+	}
 	p.Settings.Defaults.CloseSSH = false
 	if system := e.evaluate(t, "node001", compose(t, p, "node001", nodes)); system != nil && system.Closed {
 		t.Error("the port of SSH is closed, which nobody asked for")
@@ -115,18 +119,53 @@ func compose(t *testing.T, p *project.Project, node string, nodes []string) []pr
 	return tree.Files
 }
 
-// evaluator evaluates systems with the stand-in of nixpkgs.
-type evaluator struct{ nix, nixpkgs string }
+// evaluator evaluates systems with the stand-in of nixpkgs: with the Nix of this machine, or else of a node.
+type evaluator struct {
+	nix     string    // program; "": the node's
+	node    *lab.Node // nil: there is none
+	nixpkgs string    // folder
+}
 
 func newEvaluator(t *testing.T) *evaluator {
 	t.Helper()
-	nix, err := exec.LookPath("nix-instantiate")
-	if err != nil {
-		t.Log("there is no nix-instantiate: trees are composed, and not evaluated")
+	if nix, err := exec.LookPath("nix-instantiate"); err == nil {
+		e := &evaluator{nix: nix, nixpkgs: t.TempDir()}
+		must(t, testos.WriteNixpkgs(e.nixpkgs))
+		return e
 	}
-	e := &evaluator{nix, t.TempDir()}
-	must(t, testos.WriteNixpkgs(e.nixpkgs))
-	return e
+	if err := lab.Available(); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Logf("trees are composed, and not evaluated: there is no nix-instantiate here, and no lab, because %v", err)
+		return &evaluator{}
+	}
+	l, err := lab.Open(t.Context(), lab.Options{Name: fmt.Sprintf("t%d-scaffolds", os.Getpid()), Log: t.Output(), OwnerPID: os.Getpid()})
+	must(t, err)
+	t.Cleanup(func() {
+		if err := l.Down(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	nodes, err := l.Start(t.Context(), "n1")
+	must(t, err)
+	return &evaluator{node: nodes[0], nixpkgs: testos.NixpkgsPath}
+}
+
+// command is nix-instantiate with an expression that reads dir, which is brought to where it runs.
+func (e *evaluator) command(t *testing.T, dir, expression string) *exec.Cmd {
+	args := []string{"--eval", "--json", "--strict", "-E", expression}
+	if e.node == nil {
+		return exec.CommandContext(t.Context(), e.nix, args...)
+	}
+	files, err := exec.CommandContext(t.Context(), "tar", "-c", "-C", dir, ".").Output()
+	must(t, err)
+	unpack := e.node.Command(t.Context(), "sh", "-c", `mkdir -p "$1" && tar -x -C "$1"`, "sh", dir)
+	unpack.Stdin = bytes.NewReader(files)
+	if out, err := unpack.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return e.node.Command(t.Context(), append([]string{"nix-instantiate"}, args...)...)
 }
 
 // evaluated is what a system has of us.
@@ -141,7 +180,7 @@ type evaluated struct {
 // evaluate evaluates a node's tree as the node would; nil where there is no Nix. The agent has to be in it.
 func (e *evaluator) evaluate(t *testing.T, node string, tree []project.File) *evaluated {
 	t.Helper()
-	if e.nix == "" {
+	if e.nix == "" && e.node == nil {
 		return nil
 	}
 	dir := t.TempDir()
@@ -156,7 +195,7 @@ func (e *evaluator) evaluate(t *testing.T, node string, tree []project.File) *ev
 		must(t, os.WriteFile(path, f.Data, 0o644))
 	}
 	var problems bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), e.nix, "--eval", "--json", "--strict", "-E", fmt.Sprintf(`
+	cmd := e.command(t, dir, fmt.Sprintf(`
 		let
 		  nixpkgs = (import %s/flake.nix).outputs { self = nixpkgs; };
 		  flake = (import %s/flake.nix).outputs { self = flake; inherit nixpkgs; };
