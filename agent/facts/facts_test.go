@@ -16,7 +16,6 @@ import (
 // shelf is a store: what is put into it has a path by its content.
 type shelf struct {
 	t     *testing.T
-	dir   string
 	added []string // the contents, in order
 }
 
