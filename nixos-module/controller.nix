@@ -24,6 +24,8 @@ let
   settings = t.said (lib.recursiveUpdate cfg.settings { etcd.external = handedOver; });
 in
 {
+  imports = [ ./apparmor.nix ];
+
   options.services.nix-infra-controller = {
     enable = lib.mkEnableOption ''
       the controller of nix-infra, which carries the messages of a fleet and keeps its desired state. Its name, its keys and whom

@@ -66,6 +66,10 @@ let
         allowedTCPPortRanges = option (types.listOf range) [ ];
       };
       nix.enable = option types.bool true;
+      security.apparmor = {
+        enable = option types.bool false;
+        policies = option (types.attrsOf (types.submodule { options = { state = needed (types.enum [ "disable" "complain" "enforce" ]); profile = needed types.lines; }; })) { };
+      };
       services.openssh = {
         enable = option types.bool false;
         openFirewall = option types.bool true;
@@ -93,5 +97,6 @@ builtins.deepSeq (map (o: readable o.value) ours) {
   ports = config.networking.firewall.allowedTCPPorts;
   ssh = config.services.openssh.openFirewall;
   users = lib.attrNames config.users.users;
+  profiles = lib.mapAttrs (_: p: p.profile) config.security.apparmor.policies;
   undocumented = map (o: lib.showOption o.loc) (lib.filter (o: o.description or "" == "") ours);
 }

@@ -42,8 +42,10 @@
       { name = "ready"; kind = "file"; path = "/run/app/ready"; contains = "ok"; }
     ];
   };
+  security.apparmor.enable = true;
   services.nix-infra-controller = {
     enable = true;
+    appArmor = "enforce";
     openFirewall = true;
     settings = {
       broker.websocket = "[::]:8443";
