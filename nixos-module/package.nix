@@ -18,8 +18,7 @@ buildGoModule {
     fileset = lib.fileset.unions [ ../go.mod ../go.sum ../agent ../cli ../controller ../nix ../protocol ../e2e ../nixos-module ../examples ];
   };
 
-  # The NAR hash of the folder that `go mod vendor` makes. After a change of go.mod, in a copy of the tree:
-  #   go mod vendor && nix --extra-experimental-features nix-command hash path --sri vendor
+  # The NAR hash of the folder that `go mod vendor` makes. After a change of go.mod, `go test ./e2e/nar` says the new one.
   vendorHash = "sha256-Z+YrGdelfyMxmCTFP5BCNyZsMt09din0qjJTsxfyuD8=";
 
   subPackages = [ folders.${program} ];

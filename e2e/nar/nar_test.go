@@ -3,7 +3,6 @@ package nar_test
 import (
 	"io/fs"
 	"os"
-	"path/filepath"
 	"testing"
 	"testing/fstest"
 
@@ -45,10 +44,7 @@ func TestHashRefuses(t *testing.T) {
 	if got, err := nar.Hash(os.DirFS("/dev"), "null"); err == nil {
 		t.Errorf("of a device: %s", got)
 	}
-	if err := os.Chdir(t.TempDir()); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := nar.Hash(os.DirFS("."), filepath.Join("..", "x")); err == nil {
+	if got, err := nar.Hash(os.DirFS(t.TempDir()), "../x"); err == nil {
 		t.Errorf("of what is outside: %s", got)
 	}
 }
