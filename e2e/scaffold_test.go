@@ -151,7 +151,7 @@ func (f *fleet) scaffoldTests() {
 	script := func(code int, args ...string) string {
 		f.t.Helper()
 		cmd := f.lab.Command(f.ctx, append([]string{filepath.Join(f.project, "__test__/run-tests.sh")}, args...)...)
-		cmd.Env = append(f.command().Env, "NIX_INFRA="+filepath.Join(programs.dir, "nix-infra"))
+		cmd.Env = append(f.command().Env, "NIX_INFRA="+filepath.Join(programs.dir, "nix-infra"), "DEPLOY_FLAGS=--timeout 60s --settle 1s")
 		out, err := cmd.CombinedOutput()
 		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != code {
 			f.t.Fatalf("run-tests.sh %v: %v\n%s", args, err, out)
@@ -175,7 +175,7 @@ func (f *fleet) scaffoldTests() {
 		f.t.Fatal(err)
 	}
 	f.write("__test__/wrong/nodes/testnode001.nix", "{ }\n")
-	f.write("__test__/wrong/test.sh", strings.Replace(string(text), `nix_infra deploy "$node" --test-dir "$TEST_DIR"`, "assert_equal 'what is' 1 2; echo too far", 1))
+	f.write("__test__/wrong/test.sh", strings.Replace(string(text), `deploy "$node" --test-dir "$TEST_DIR"`, "assert_equal 'what is' 1 2; echo too far", 1))
 	if out := script(1, "run", "--no-teardown", "wrong"); !strings.Contains(out, "FAILED: what is: wanted '1', got '2'") || strings.Contains(out, "too far") {
 		f.t.Errorf("run-tests.sh run wrong: %s", out)
 	}

@@ -3,6 +3,7 @@
 #
 #   NIX_INFRA     the program, nix-infra without it
 #   TEST_NODES    the nodes of the cluster, those of nodes/ without it
+#   DEPLOY_FLAGS  more flags of nix-infra deploy, such as "--settle 1s"
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -22,6 +23,8 @@ usage="usage: __test__/run-tests.sh VERB [ARGUMENT]...
 
 die() { echo "$1" >&2; exit 2; }
 nix_infra() { "${NIX_INFRA:-nix-infra}" -d "$project" "$@"; }
+# shellcheck disable=SC2086 # several flags are several words
+deploy() { nix_infra deploy ${DEPLOY_FLAGS:-} "$@"; }
 
 # What follows is for test.sh files.
 
@@ -107,7 +110,7 @@ case $verb in
     done
     ;;
   # shellcheck disable=SC2086 # several names are several words
-  update) nix_infra deploy $TEST_NODES ;;
+  update) deploy $TEST_NODES ;;
   # shellcheck disable=SC2086
   upgrade) [ $# -eq 1 ] || die "$usage"; nix_infra upgrade-nixos --nixos-version="$1" $TEST_NODES ;;
   destroy) nix_infra destroy --batch --target="$TEST_NODES" ;;

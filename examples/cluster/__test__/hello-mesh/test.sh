@@ -4,7 +4,7 @@
 key=/cluster/backends/hello/instances/worker001
 
 check() {
-  nix_infra deploy worker001 ingress001 --test-dir "$TEST_DIR"
+  deploy worker001 ingress001 --test-dir "$TEST_DIR"
   assert_soon "worker001 is in the mesh" "$key" registered
   assert_soon "ingress001 reaches it" "hello from worker001" through_mesh
   nix_infra exec worker001 -- systemctl stop hello.service
@@ -24,4 +24,4 @@ through_mesh() {
   echo "$answer"
 }
 
-teardown() { nix_infra deploy worker001 ingress001; }
+teardown() { deploy worker001 ingress001; }

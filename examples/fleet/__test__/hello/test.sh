@@ -7,7 +7,7 @@ check() {
   local message status
   message="a message of $RANDOM$RANDOM"
   printf %s "$message" | nix_infra secrets store "$secret"
-  nix_infra deploy "$node" --test-dir "$TEST_DIR"
+  deploy "$node" --test-dir "$TEST_DIR"
 
   status=$(nix_infra action "$node" --app-module hello --cmd status)
   assert_equal "the unit runs" active "$(field unit "$status")"
@@ -15,7 +15,7 @@ check() {
 
   # What the action prints becomes the secret and is not shown; the node has it by the next deployment.
   nix_infra action "$node" --app-module hello --cmd rotate-token --save-as-secret "$secret" --force
-  nix_infra deploy "$node" --test-dir "$TEST_DIR"
+  deploy "$node" --test-dir "$TEST_DIR"
   status=$(nix_infra action "$node" --app-module hello --cmd status)
   assert_equal "it answers with the new one" "$(nix_infra secrets show "$secret" | digest_line)" "$(field sha256 "$status")"
 
@@ -31,7 +31,7 @@ digest_line() {
 }
 
 teardown() {
-  nix_infra deploy "$node"
+  deploy "$node"
   assert_equal "the unit is gone" inactive "$(nix_infra exec "$node" -- systemctl is-active hello.service || true)"
   nix_infra secrets rm "$secret"
 }
