@@ -4,7 +4,7 @@
 // Start with Run, which puts the parts together: link (the connection), reconcile (deploying),
 // heartbeat (telling), query (answering), run (running what somebody asked for), audit (the record), local (root on the
 // machine itself). requests.go is the table of what a node can be asked, questions.go has what viewers ask, commands.go
-// what can be run, secrets.go gives a secret another value, generations.go answers what is about the systems that it had, rekey.go gives the node other keys, enrol.go is how a machine becomes a node.
+// what can be run, secrets.go gives a secret another value, generations.go answers what is about the systems that it had, rekey.go gives the node other keys, enrol.go and, by a token, join.go are how a machine becomes a node.
 //
 // # The service
 //

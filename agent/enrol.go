@@ -84,7 +84,7 @@ func explain(err error, dir string) error {
 		if dir != DefaultDir {
 			flag = " --dir " + dir
 		}
-		return fmt.Errorf("%w; run: nix-infra-agent request --name NAME%s, have the operator answer (nix-infra enroll --request FILE), then: nix-infra-agent load FILE%s", err, flag, flag)
+		return fmt.Errorf("%w; run: nix-infra-agent request --name NAME%s, have the operator answer (nix-infra enroll --request FILE), then: nix-infra-agent load FILE%s; or, with a token: nix-infra-agent join FILE%s", err, flag, flag, flag)
 	}
 	return err
 }
