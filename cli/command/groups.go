@@ -22,6 +22,7 @@ the group (nix-infra cmd is nix-infra exec), takes its options, and names its no
   - what nodes write to stderr goes to stdout, too;
   - cmd "nixos-rebuild switch" [--fast] [--impure] is nix-infra deploy, and with --rollback it is nix-infra rollback: on the
     node itself, it would build the files of the last deployment and prove nothing;
+  - provision deploys nothing: init-machine, init-ctrl and init-node do;
   - in the group "cluster", deploy-apps, update-node and update-ctrl deploy only with --rebuild; else they check and record
     what they were told, and the next deployment takes it.`,
 		Example: `  nix-infra ` + name + ` cmd --target="node001 node002" "systemctl status nginx"
