@@ -155,7 +155,7 @@ func TestToolsAreLeftOut(t *testing.T) {
 	add := func(s *Server) {
 		for _, tool := range []Tool{
 			{Name: "look", Toolset: "a"},
-			{Name: "deploy", Toolset: "a", Effect: Adds, Allow: "deploy", Role: protocol.Deployer},
+			{Name: "deploy", Toolset: "a", Effect: Destroys, Allow: "deploy", Role: protocol.Deployer},
 			{Name: "restart", Toolset: "b", Effect: Destroys, Allow: "action", Role: protocol.Operator},
 		} {
 			Add(s, tool, func(context.Context, *Call, struct{}) (*Answer[line], error) {

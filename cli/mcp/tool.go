@@ -25,7 +25,6 @@ type Effect int
 
 const (
 	Reads    Effect = iota // changes nothing
-	Adds                   // changes something, and destroys nothing
 	Destroys               // may undo or end what was there
 )
 
@@ -36,11 +35,10 @@ type Tool struct {
 	Description string // for the assistant: what it gives, when to use it, what the inputs may be
 	Toolset     string
 
-	Effect     Effect
-	Repeatable bool          // doing it twice is doing it once; what reads is
-	OpenWorld  bool          // it reaches what is neither the project nor its fleet
-	Role       protocol.Role // the least that the caller needs; "" where nobody else is asked
-	Allow      string        // the word of --allow that it needs; "" for none
+	Effect    Effect
+	OpenWorld bool          // it reaches what is neither the project nor its fleet
+	Role      protocol.Role // the least that the caller needs; "" where nobody else is asked
+	Allow     string        // the word of --allow that it needs; "" for none
 
 	Timeout time.Duration // how long a call may take; 0 means a minute
 }
@@ -60,7 +58,7 @@ type Call struct {
 const defaultTimeout = time.Minute
 
 // Add gives the server a tool, unless its options leave the tool out. In is a struct; its fields are the inputs, with json
-// tags, and these beside them: jsonschema (what it is), enum (its values, with commas), max (bytes of a text, 4096 if
+// tags, and these beside them: jsonschema (what it is), enum (its values, with commas), max (characters of a text, 4096 if
 // nothing is said; items of a list, 256). Fields without omitempty have to be given. An input "cursor" is added, which
 // goes on with an answer that was cut. Row is what structured answers have many of.
 func Add[In, Row any](s *Server, t Tool, handle Handler[In, Row]) {
@@ -189,7 +187,7 @@ func definition[In, Row any](t *Tool) mcp.Tool {
 		mcp.WithTitleAnnotation(t.Title),
 		mcp.WithReadOnlyHintAnnotation(reads),
 		mcp.WithDestructiveHintAnnotation(t.Effect == Destroys),
-		mcp.WithIdempotentHintAnnotation(reads || t.Repeatable),
+		mcp.WithIdempotentHintAnnotation(reads),
 		mcp.WithOpenWorldHintAnnotation(t.OpenWorld),
 		func(m *mcp.Tool) { m.InputSchema.Type = "" },
 		mcp.WithRawInputSchema(inputSchema[In]()),
