@@ -138,7 +138,7 @@ func TestProvisionHetzner(t *testing.T) {
 		if s := all[name]; s.State != "confirmed" || !s.Online {
 			t.Errorf("%s is %+v", name, s)
 		}
-		if got := f.exec(n, "sh", "-c", "systemctl is-active hello; journalctl -o cat -u hello | tail -n 1; hostname; cat /run/current-system/nixos-version"); !strings.HasPrefix(got, "active\nthis is "+name+"\n"+name+"\n25.11") {
+		if got := f.exec(n, "sh", "-c", "systemctl is-active hello; systemctl show -P Description hello; hostname; cat /run/current-system/nixos-version"); !strings.HasPrefix(got, "active\nsays this is "+name+"\n"+name+"\n25.11") {
 			t.Errorf("%s runs %q", name, got)
 		}
 	}

@@ -39,7 +39,7 @@ any with --keep-server. A server that nix-infra did not make, or not for this fl
 that is said, or --batch is: it is pointed out. One of another fleet is never.
 
 What the project says of a machine (its file below nodes/, its settings) stays for the next one of its name; its pinned host
-key, and its place in the cluster, don't. After a failure, run the same command again.`,
+key, its place in the cluster and its URL as a controller don't. After a failure, run the same command again.`,
 		Example: `  nix-infra destroy web3
   nix-infra destroy web3 web4 --batch
   nix-infra destroy web3 --keep-server                  # out of the fleet only
@@ -234,6 +234,9 @@ func (a *app) forget(p *project.Project, all []*doomed) error {
 		}
 		if err := a.forgetJournal(d.name); err != nil {
 			return err
+		}
+		if others := slices.DeleteFunc(slices.Clone(after.Controllers), func(url string) bool { return isAt(url, d) }); len(others) < len(after.Controllers) {
+			after.Controllers, changed = others, true
 		}
 		is := &after.Cluster
 		if i := slices.Index(is.ControlNodes, d.name); i >= 0 {

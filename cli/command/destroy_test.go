@@ -66,6 +66,11 @@ func TestDestroyKeepServer(t *testing.T) {
 	if last := access[len(access)-1]; last["name"] != "web1" || last["role"] != string(protocol.Node) || last["state"] != "revoked" {
 		t.Errorf("on record is %v", last)
 	}
+	f.Register("web2")
+	s.must("fleet", "destroy", "--batch", "--target=web2 web1", "--keep-server") // one of them is gone already
+	if f.Record("web2") != nil {
+		t.Error("web2 is still there")
+	}
 }
 
 func TestDestroyRefusals(t *testing.T) {

@@ -77,6 +77,12 @@ func (d *doomed) means() string {
 	return d.name + " " + strings.Join(parts, ", and ")
 }
 
+// isAt tells whether the URL of a controller leads to a machine.
+func isAt(controller string, d *doomed) bool {
+	u, err := url.Parse(controller)
+	return err == nil && (u.Hostname() == d.name || d.server != nil && u.Hostname() == d.server.Host)
+}
+
 // warnings are what people may not expect of a machine.
 func warnings(p *project.Project, d *doomed) []string {
 	var texts []string
@@ -84,11 +90,8 @@ func warnings(p *project.Project, d *doomed) []string {
 	if s != nil && s.Provider != provision.SelfHostedName && !s.Managed {
 		texts = append(texts, fmt.Sprintf("%s was not made by nix-infra for this fleet, as its labels say: it is deleted because you name it", d.name))
 	}
-	for _, c := range p.Settings.Controllers {
-		if u, err := url.Parse(c); err == nil && (u.Hostname() == d.name || s != nil && u.Hostname() == s.Host) {
-			texts = append(texts, fmt.Sprintf("%s is a controller of this fleet (%s): without one, no node can be reached or deployed to", d.name, c))
-			break
-		}
+	if i := slices.IndexFunc(p.Settings.Controllers, func(url string) bool { return isAt(url, d) }); i >= 0 {
+		texts = append(texts, fmt.Sprintf("%s is a controller of this fleet (%s): without one, no node can be reached or deployed to", d.name, p.Settings.Controllers[i]))
 	}
 	if slices.Contains(p.Settings.Cluster.ControlNodes, d.name) {
 		texts = append(texts, fmt.Sprintf("%s is a control node of the cluster: etcd loses a member, which has to be taken out of it, too", d.name))

@@ -48,7 +48,6 @@ func soldOut(t schema.ServerType, at string) schema.ServerType {
 
 func gone(t schema.ServerType) schema.ServerType {
 	announced := time.Date(2025, 10, 1, 0, 0, 0, 0, time.UTC)
-	t.Deprecated = true
 	t.Deprecation = &schema.DeprecationInfo{Announced: announced, UnavailableAfter: announced.AddDate(0, 3, 0)}
 	return t
 }

@@ -81,7 +81,7 @@ func TestDestroyCommand(t *testing.T) {
 	_, err = d.other.Create(t.Context(), away, d.step)
 	must(t, err)
 
-	d.write("nix-infra.yaml", "fleet: home\ncontrollers: [tls://"+servers[0].Host+":4222]\ncluster: { uuid: c1, control_nodes: [n1, n9], service_groups: { n1: [services] } }\nnodes: { n1: { ipv4: "+servers[0].Host+", tags: [web] } }\n")
+	d.write("nix-infra.yaml", "fleet: home\ncontrollers: [tls://"+servers[0].Host+":4222, tls://ctl.example.org:4222]\ncluster: { uuid: c1, control_nodes: [n1, n9], service_groups: { n1: [services] } }\nnodes: { n1: { ipv4: "+servers[0].Host+", tags: [web] } }\n")
 	d.write("nix-infra/known_hosts", "n1@nix-infra ssh-ed25519 AAAA\n"+servers[0].Host+" ssh-ed25519 AAAA\nn2@nix-infra ssh-ed25519 BBBB\n")
 	d.run(2, []string{"destroy", "n1"}, "n1 is a controller of this fleet", "n1 is a control node of the cluster", "Type its name to go on", "nobody answered, and nothing was done")
 	d.run(2, []string{"destroy", "n8", "--batch"}, "there is no node and no server called n8")
@@ -95,7 +95,7 @@ func TestDestroyCommand(t *testing.T) {
 		t.Errorf("pinned host keys are %q, %v", hosts, err)
 	}
 	settings, err := os.ReadFile(filepath.Join(d.dir, "nix-infra.yaml"))
-	if text := string(settings); err != nil || !strings.Contains(text, "control_nodes: [n9]") || strings.Contains(text, "services") || strings.Contains(text, "ipv4:") || !strings.Contains(text, "web") {
+	if text := string(settings); err != nil || !strings.Contains(text, "control_nodes: [n9]") || strings.Contains(text, servers[0].Host) || !strings.Contains(text, "ctl.example.org") || strings.Contains(text, "services") || strings.Contains(text, "ipv4:") || !strings.Contains(text, "web") {
 		t.Errorf("the settings are\n%s%v", text, err)
 	}
 

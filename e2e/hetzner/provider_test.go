@@ -158,6 +158,7 @@ func TestMistakes(t *testing.T) {
 		"firewall":              {func(o *provision.Order) { o.Firewalls = []string{"web"} }, []string{"no firewall web", "there are: none"}},
 		"group":                 {func(o *provision.Order) { o.PlacementGroup = "g"; o.Names = strings.Fields("a b c d e f g h i j k") }, []string{"more than the 10"}},
 		"key":                   {func(o *provision.Order) { o.SSHKey.PublicKey = "no key" }, []string{"SSH key nixinfra", "is no key"}},
+		"no key":                {func(o *provision.Order) { o.SSHKey.PublicKey = "" }, []string{"SSH key nixinfra", "is missing; nix-infra ssh-key create --name nixinfra makes it"}},
 		"two at once":           {func(o *provision.Order) { o.Firewalls, o.Networks = []string{"web"}, []string{"dmz"} }, []string{"no network dmz", "no firewall web"}},
 	} {
 		t.Run(what, func(t *testing.T) {

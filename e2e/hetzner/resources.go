@@ -93,7 +93,7 @@ func labelsOf(labels *map[string]string) map[string]string {
 func (f *Fake) listImages(query url.Values) (answer, *refusal) {
 	have := slices.DeleteFunc(slices.Clone(images), func(i schema.Image) bool {
 		return query.Has("architecture") && !slices.Contains(query["architecture"], i.Architecture) ||
-			query.Has("type") && !slices.Contains(query["type"], i.Type) || i.Deprecated != nil && query.Get("include_deprecated") != "true"
+			query.Has("type") && !slices.Contains(query["type"], i.Type) || i.Deprecation != nil && query.Get("include_deprecated") != "true"
 	})
 	return list(f, query, "images", have, func(i schema.Image) (string, map[string]string) { return *i.Name, i.Labels })
 }

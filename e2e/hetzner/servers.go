@@ -93,7 +93,7 @@ func (f *Fake) createServer(r schema.ServerCreateRequest) (answer, *refusal) {
 		return answer{}, invalid("server_type", "invalid input in field 'server_type'")
 	case !locationKnown:
 		return answer{}, invalid("location", "location '%s' not found", r.Location)
-	case at < 0 || kind.Deprecated:
+	case at < 0 || kind.Deprecation != nil:
 		return answer{}, invalid("server_type", "unsupported location for server type")
 	case !imageKnown:
 		return answer{}, invalid("image", "image not found for this architecture")

@@ -14,6 +14,9 @@ import (
 // findKey finds a public key there, under whatever name: the API has each key once. It is nil where it is not there; its
 // name may be taken by another one.
 func (h *Hetzner) findKey(ctx context.Context, k provision.SSHKey) (*hcloud.SSHKey, error) {
+	if k.PublicKey == "" {
+		return nil, fmt.Errorf("SSH key %s: its public half, which new machines are to let in, is missing; nix-infra ssh-key create --name %s makes it", k.Name, k.Name)
+	}
 	wanted, err := parseKey(k.PublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("SSH key %s: %w", k.Name, err)
