@@ -167,7 +167,15 @@ other: 1
 		"servers:\n  a:\n    ip: 1.2.3.4\n    provider: hetzner\n    ssh_key: k":       {"servers.yaml:4: a: ip and provider are both there"},
 		"servers:\n  a:\n    provider: aws\n    ssh_key:\n    username: -oProxy":       {":3: a: provider \"aws\"", ":4: a: ssh_key is missing", ":5: a: username"},
 		"servers:\n  a: { ip: 1.2.3.4, ssh_key: k }\n  a: { ip: 1.2.3.5, ssh_key: k }": {"servers.yaml:3: a: listed before, at line 2"},
-		"servers:\n  a:\n    ip: [1]\n    ssh_key: k\n    metadata: 3":                 {"servers.yaml:3: ", "servers.yaml:5: "},
+		"servers:\n  a:\n    ip: 192.0.2.1:22\n    ssh_key: k\n  b:\n    ip: http://h\n    ssh_key: k\n  c:\n    ip: a..b\n    ssh_key: k": {
+			`:3: a: ip "192.0.2.1:22" is neither`, `:6: b: ip "http://h" is neither`, `:9: c: ip "a..b" is neither`},
+		"servers:\n  flake: { ip: h, ssh_key: k }\n  all: { ip: h, ssh_key: k }":                              {":2: flake: ", ":3: all: "},
+		"servers:\n  a: { ip: h, ssh_key: k, username: 'a b' }\n  b: { ip: h, ssh_key: k, username: 'me@h' }": {`:2: a: username "a b" is no user name`, `:3: b: username "me@h"`},
+		"servers:\n  a: { ip: '', provider: '', ssh_key: '' }":                                                {":2: a: ip is missing, or provider", ":2: a: ssh_key is missing"},
+		"servers:\n  a: { ip: h, ssh_key: k }\n\tb: 1":                                                        {"servers.yaml:"},
+		"servers:\n  a:\n  b: { ip: h, ssh_key: k }":                                                          {":2: a: "},
+		"servers:\n  a: { ip: h, ssh_key: k, metadata: [x], description: [y] }":                               {":2: ", ":2: "},
+		"servers:\n  a:\n    ip: [1]\n    ssh_key: k\n    metadata: 3":                                        {"servers.yaml:3: ", "servers.yaml:5: "},
 	} {
 		_, err := parseServers([]byte(text))
 		failsWith(t, err, want...)
