@@ -30,9 +30,12 @@ type Part[Row any] struct {
 	Row       *Row
 }
 
-// maxPart is how much of a part's text is shown. Rows are bounded by who makes them: what nodes send is bounded, and
-// SplitLines makes parts of a long text.
-const maxPart = 16 << 10
+// Bounds of a part, in bytes: what is longer of a text is cut, and a longer row left out. SplitLines makes parts of a long
+// text that are well below.
+const (
+	maxPart = 16 << 10
+	maxRow  = maxPage - 4<<10 // so that a page has room for it, and for what is around it
+)
 
 // maxHead is how much of a part's head is shown: others have a say in it, too.
 const maxHead = 200
@@ -44,10 +47,7 @@ func SplitLines[Row any](head, text string, row func(text string) Row) (parts []
 		n := len(text)
 		if n > most {
 			if n = strings.LastIndexByte(text[:most], '\n') + 1; n == 0 {
-				n = most
-				for !utf8.RuneStart(text[n]) {
-					n--
-				}
+				n = before(text, most)
 			}
 		}
 		r := row(Clean(text[:n]))
@@ -71,13 +71,20 @@ type renderedPart struct {
 }
 
 func (a *Answer[Row]) render() *rendered {
-	r := &rendered{summary: Clean(a.Summary), failed: a.Failed}
+	r := &rendered{summary: cut(Clean(a.Summary), maxPage/4), failed: a.Failed}
+	large := 0
 	for _, p := range a.Parts {
 		n := renderedPart{head: cut(clean(p.Head), maxHead), text: cut(Clean(p.Text), maxPart), untrusted: p.Untrusted}
 		if p.Row != nil {
-			n.row = encodeRow(p.Row)
+			if n.row = encodeRow(p.Row); len(n.row) > maxRow {
+				n.row = nil
+				large++
+			}
 		}
 		r.parts = append(r.parts, n)
+	}
+	if large > 0 {
+		r.summary += fmt.Sprintf("\n%d of the results are too large for structured content, and are there as text alone.", large)
 	}
 	return r
 }
@@ -227,13 +234,21 @@ func Clean(s string) string {
 // clean is Clean for what stays on one line.
 func clean(s string) string { return strings.Join(strings.Fields(ui.Clean(s)), " ") }
 
+// before is the last place up to n in a text at which no character is cut in two. In what is no UTF-8, it is one near by.
+func before(s string, n int) int {
+	for back := 0; back < utf8.UTFMax-1 && back < n; back++ {
+		if utf8.RuneStart(s[n-back]) {
+			return n - back
+		}
+	}
+	return n
+}
+
 // cut shortens a text to so many bytes, and says by how many.
 func cut(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
-	for !utf8.RuneStart(s[most]) {
-		most--
-	}
+	most = before(s, most)
 	return fmt.Sprintf("%s… (%d bytes left out)", s[:most], len(s)-most)
 }

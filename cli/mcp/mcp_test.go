@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -130,6 +131,37 @@ func TestUntrustedTextCantEndItself(t *testing.T) {
 	if strings.Contains(again, lines[7]) {
 		t.Error("two answers have the same fence, which text could thus know")
 	}
+}
+
+// What one node sends is bounded, too, however large it is.
+func TestLargeResults(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	long := strings.Repeat("x", 1<<20)
+	Add(s, Tool{Name: "large"}, func(context.Context, *Call, struct{}) (*Answer[line], error) {
+		return &Answer[line]{Summary: long, Parts: []Part[line]{{Head: long, Text: long, Row: &line{long}}, {Text: "small", Row: &line{"small"}}}}, nil
+	})
+	text, data, _ := call(t, connected(t, s, mcp.ProtocolVersion20251125), "large", nil)
+	if len(text) > maxPage+overhead || len(data.Results) != 1 || !strings.Contains(text, "1 of the results are too large") {
+		t.Errorf("%d bytes, %d rows: %.100s", len(text), len(data.Results), text)
+	}
+}
+
+func FuzzSplitLines(f *testing.F) {
+	f.Add([]byte("a\nb"))
+	f.Add(bytes.Repeat([]byte{0x80}, 10<<10))
+	f.Add([]byte(strings.Repeat("é\n\x1b[2J", 3000)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var whole strings.Builder
+		for _, p := range SplitLines("x", string(data), func(text string) line { return line{text} }) {
+			if whole.WriteString(p.Text); p.Text == "" || len(p.Text) > 4<<10 || p.Row == nil {
+				t.Errorf("a part of %d bytes", len(p.Text))
+			}
+		}
+		if whole.String() != string(data) {
+			t.Error("it is not the same text")
+		}
+		cut(string(data), 5)
+	})
 }
 
 func TestInputsHaveToFit(t *testing.T) {

@@ -92,7 +92,6 @@ func (p *pages) next(c *Call, cursor string) (*mcp.CallToolResult, error) {
 
 // bound drops what is more than an answer may have, and says so. It returns the size of what is left.
 func (a *rendered) bound() (size int) {
-	a.summary = cut(a.summary, maxPage/4)
 	for i := range a.parts {
 		p := &a.parts[i]
 		if size += len(p.head) + len(p.text) + len(p.row); size > maxAnswer {
