@@ -94,15 +94,29 @@ func (e *explanation) readUnit(ctx context.Context, name string) error {
 	return nil
 }
 
+// inQuestion are the units whose log is looked at: those that failed or were asked about or, where a node went back to a system in
+// which they don't, those for which it did.
+func (e *explanation) inQuestion() (names []string) {
+	for i := range e.units {
+		names = append(names, e.units[i].status.Name)
+	}
+	if len(names) > 0 || len(e.history) == 0 {
+		return names
+	}
+	for _, name := range e.history[0].result.Report.FailedUnits {
+		if (&protocol.UnitQuery{Name: name}).Validate() == nil && !strings.HasPrefix(name, "-") && len(names) < maxFailedUnits {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // logs are what the journal has around the failure: what units in question said, and what else was a warning or worse.
 func (e *explanation) logs(ctx context.Context) (parts []mcp.Part[findingRow]) {
 	if e.failed.IsZero() || !e.node.Online {
 		return nil
 	}
-	var names []string
-	for i := range e.units {
-		names = append(names, e.units[i].status.Name)
-	}
+	names := e.inQuestion()
 	warning := 4
 	span := protocol.JournalQuery{Since: e.failed.Add(-around).UnixMicro(), Until: e.failed.Add(around).UnixMicro(), Lines: loggedLines}
 	of, all := span, span
