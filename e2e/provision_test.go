@@ -1,0 +1,296 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nix-infra/nix-infra/e2e/lab"
+	"github.com/nix-infra/nix-infra/e2e/testos"
+)
+
+// inventory lists machines of the lab in the project's servers.yaml, as this user's.
+func (f *fleet) inventory(user string, nodes ...*lab.Node) {
+	f.t.Helper()
+	servers := "servers:\n"
+	for _, n := range nodes {
+		f.nodes[n.Name] = n
+		servers += fmt.Sprintf("  %s: { ip: %s, ssh_key: %s, username: %s }\n", n.Name, n.IP, f.lab.SSHKey(), user)
+	}
+	f.write("servers.yaml", servers)
+}
+
+// plain boots machines before anybody made them NixOS, where admin may sudo and root may not log in, and lists them.
+func (f *fleet) plain(names ...string) {
+	f.t.Helper()
+	nodes, err := f.lab.StartWith(f.ctx, lab.NodeOptions{Plain: true, SudoUser: "admin"}, names...)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.inventory("admin", nodes...)
+	f.write("infect.sh", lab.InfectScript)
+}
+
+// bootstrap is provision for machines of the lab, with what else it is told.
+func (f *fleet) bootstrap(names []string, more ...string) []string {
+	return slices.Concat([]string{"provision"}, names, []string{"--infect-script", filepath.Join(f.project, "infect.sh"), "--batch"}, more)
+}
+
+// confirmed wants nodes to run what was deployed.
+func (f *fleet) confirmed(names ...string) {
+	f.t.Helper()
+	all := f.status()
+	for _, name := range names {
+		if s := all[name]; s.State != "confirmed" || !s.Online || s.Closure != f.running(f.nodes[name]) {
+			f.t.Errorf("%s is %+v", name, s)
+		}
+	}
+}
+
+// TestProvisionSelfHosted: two machines with Debian and sshd become nodes that run their configuration. One logs in as a
+// user who may sudo; one of them can be reached from another machine only.
+func TestProvisionSelfHosted(t *testing.T) {
+	f := bareLab(t)
+	f.copyProject()
+	f.plain("web1", "inner")
+	gate, err := f.lab.Start(f.ctx, "gate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := f.nodes["inner"]
+	f.exec(inner, "nft", "add table inet wall; add chain inet wall in { type filter hook input priority 0; }; add rule inet wall in tcp dport 22 ip saddr != "+gate[0].IP+" reject")
+	names := []string{"web1", "inner"}
+	for _, name := range names {
+		f.write("nodes/"+name+".nix", service("this is "+name, ""))
+	}
+	if r := f.cli(f.bootstrap([]string{"inner"}, "--no-deploy", "--dry-run")...); r.code != 0 || !strings.Contains(r.out, "nothing was made") {
+		t.Errorf("the dry run: %v", r)
+	}
+	f.setting("provision: { jump: root@" + gate[0].IP + " }")
+
+	r := f.must(f.bootstrap(names)...)
+	f.confirmed(names...)
+	for _, name := range names {
+		for _, phase := range []string{"reach", "look", "convert", "reboot", "verify", "agent", "heartbeat"} {
+			if !strings.Contains(r.out, name+": "+phase+": ") {
+				t.Errorf("%s did not go through %s:\n%s", name, phase, r.out)
+			}
+		}
+		if got := f.exec(f.nodes[name], "sh", "-c", "journalctl -o cat -u hello | tail -n 1; cat /etc/nixos/networking.nix"); !strings.HasPrefix(got, "this is "+name+"\n") || !strings.Contains(got, f.nodes[name].IP) {
+			t.Errorf("%s runs %q", name, got)
+		}
+	}
+	if came := f.exec(gate[0], "sh", "-c", "journalctl -o cat -t sshd -t sshd-session | grep -c 'Accepted publickey for root'"); came == "0" {
+		t.Error("nobody went through the gate")
+	}
+	if r := f.must(f.bootstrap(names, "--no-deploy")...); strings.Count(r.out, ": enrolled before\n") != 2 {
+		t.Errorf("once more: %v", r)
+	}
+}
+
+// setting adds to the project's settings.
+func (f *fleet) setting(text string) {
+	f.t.Helper()
+	file := filepath.Join(f.project, "nix-infra.yaml")
+	old, err := os.ReadFile(file)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.write("nix-infra.yaml", strings.TrimRight(string(old), "\n")+"\n"+text+"\n")
+}
+
+// TestProvisionResumes kills the program in each phase, each time on the way of another machine, and has one run finish them
+// all.
+func TestProvisionResumes(t *testing.T) {
+	f := bareLab(t)
+	f.copyProject()
+	// By the machine: what is said when it is killed. The conversion of held waits in its middle until the next run.
+	kills := map[string]string{
+		"ctl": "controller: upload", "m-reach": "reach: ", "m-look": "look: ", "m-convert": "convert: ", "m-held": "convert: ",
+		"m-reboot": "reboot: ", "m-verify": "verify: ", "m-agent": "agent: upload", "m-keys": "agent: hand over", "m-beat": "heartbeat: ",
+	}
+	names := []string{"ctl", "m-reach", "m-look", "m-convert", "m-held", "m-reboot", "m-verify", "m-agent", "m-keys", "m-beat"}
+	f.plain(names...)
+	held := f.nodes["m-held"]
+	f.exec(held, "touch", "/run/lab-infect-hold")
+
+	// The controller first: the others need one.
+	f.killAt(syscall.SIGKILL, "ctl", kills["ctl"])
+	f.must(f.bootstrap([]string{"ctl"}, "--no-deploy")...)
+	var runs sync.WaitGroup
+	for _, name := range names[1:] {
+		runs.Go(func() {
+			signal := syscall.SIGKILL
+			if name == "m-look" {
+				signal = syscall.SIGINT
+			}
+			f.killAt(signal, name, kills[name])
+		})
+	}
+	runs.Wait()
+	if t.Failed() {
+		return
+	}
+	if got := f.exec(held, "systemctl", "is-active", "nix-infra-convert.service"); got != "active" {
+		t.Errorf("without the program, the conversion is %s", got)
+	}
+	f.exec(held, "rm", "/run/lab-infect-hold")
+	r := f.must(f.bootstrap(names)...)
+	f.confirmed(names...)
+	if !strings.Contains(r.out, "m-held: convert: the conversion is under way") {
+		t.Errorf("m-held was converted anew:\n%s", r.out)
+	}
+	if left, err := os.ReadDir(filepath.Join(f.project, "nix-infra", "provision")); err == nil {
+		t.Errorf("remembered are still %v", left)
+	}
+}
+
+// killAt has the program bring a machine in, and ends it when it says something of it.
+func (f *fleet) killAt(signal syscall.Signal, name, says string) {
+	cmd := f.command(f.bootstrap([]string{name}, "--no-deploy")...)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		f.t.Error(err)
+		return
+	}
+	var said []string
+	killed := false
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		said = append(said, lines.Text())
+		if !killed && strings.HasPrefix(lines.Text(), name+": "+says) {
+			killed = true
+			if err := cmd.Process.Signal(signal); err != nil {
+				f.t.Error(err)
+			}
+		}
+	}
+	err = cmd.Wait()
+	if !killed || err == nil || strings.Contains(strings.Join(said, "\n"), "enrolled in") {
+		f.t.Errorf("%s was not ended at %q (%v):\n%s", name, says, err, strings.Join(said, "\n"))
+	}
+}
+
+// TestHostKeyChanged: a machine with another host key than the one that was pinned is not talked to.
+func TestHostKeyChanged(t *testing.T) {
+	f := bareLab(t)
+	f.copyProject()
+	f.plain("web1")
+	node := f.nodes["web1"]
+	only := func() result { return f.cli("provision", "web1", "--method", "none", "--no-deploy", "--batch") }
+	if r := only(); r.code != 1 || !strings.Contains(r.errOut, "method none converts nothing") {
+		t.Fatalf("the first contact: %v", r)
+	}
+	f.exec(node, "sh", "-c", "rm /etc/ssh/ssh_host_*; ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key; systemctl restart ssh")
+	logins := func() string {
+		return f.exec(node, "sh", "-c", "journalctl -o cat | grep -c 'Accepted publickey' || true")
+	}
+	before := logins()
+	r := only()
+	if r.code != 1 || !strings.Contains(r.errOut, "web1: reach: ") || !strings.Contains(r.errOut, "another host key") || !strings.Contains(r.errOut, "known_hosts, line") {
+		t.Errorf("with another host key: %v", r)
+	}
+	if after := logins(); after != before {
+		t.Errorf("there were %s logins before, and %s after it", before, after)
+	}
+	if err := os.Remove(filepath.Join(f.project, "nix-infra", "known_hosts")); err != nil {
+		t.Fatal(err)
+	}
+	if r := only(); !strings.Contains(r.errOut, "method none converts nothing") {
+		t.Errorf("after the pin was removed: %v", r)
+	}
+}
+
+// TestTwentyNodes bootstraps 20 machines in one go: from machines that run NixOS, and no controller, to nodes that run their
+// configuration.
+func TestTwentyNodes(t *testing.T) {
+	f := bareLab(t)
+	f.copyProject()
+	var names []string
+	for i := range 20 {
+		names = append(names, fmt.Sprintf("n%02d", i+1))
+	}
+	nodes, err := f.lab.Start(f.ctx, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.inventory("root", nodes...)
+	for _, name := range names {
+		f.write("nodes/"+name+".nix", service("this is "+name, ""))
+	}
+	began := time.Now()
+	r := f.must(slices.Concat([]string{"provision"}, names, []string{"--method", "none", "--batch", "--json"})...)
+	took := time.Since(began)
+	f.confirmed(names...)
+	for _, name := range []string{"n01", "n20"} {
+		if got := f.exec(f.nodes[name], "sh", "-c", "journalctl -o cat -u hello | tail -n 1"); got != "this is "+name {
+			t.Errorf("%s runs %q", name, got)
+		}
+	}
+	enrolled := 0
+	for line := range strings.Lines(r.out) {
+		var d struct {
+			Event, State string
+			Ms           int64
+		}
+		if err := json.Unmarshal([]byte(line), &d); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if d.Event == "machine" && d.State == "enrolled" {
+			enrolled++
+		}
+	}
+	if enrolled != len(names) {
+		t.Errorf("%d machines are said to be enrolled", enrolled)
+	}
+	t.Logf("20 machines in %s", took.Round(100*time.Millisecond))
+	if took > 90*time.Second {
+		t.Errorf("20 machines took %s", took)
+	}
+}
+
+// TestSSHClosed: where the project says so, SSH is closed to the world once its configuration is deployed, and open through
+// the agent; and what keeps it open is found.
+func TestSSHClosed(t *testing.T) {
+	f := bareLab(t)
+	if err := initProject(f.project, "--template", "fleet", "--name", "lab"); err != nil {
+		t.Fatal(err)
+	}
+	f.creds = f.project + ".creds"
+	lock, err := testos.FlakeLock(testos.DefaultVersion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.write("flake.lock", string(lock))
+	nodes, err := f.lab.Start(f.ctx, "web1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.inventory("root", nodes...)
+	node := nodes[0]
+	if !f.reaches(node, 22) {
+		t.Fatal("port 22 can't be reached before anything is deployed")
+	}
+	r := f.must("provision", "web1", "--method", "none", "--batch")
+	if !strings.Contains(r.out, "SSH is closed to the world on 1 node, and open to nix-infra ssh") {
+		t.Errorf("it does not say that SSH is closed: %v", r)
+	}
+	f.isClosed(node, "after the deploy")
+
+	f.exec(node, "nft", "flush", "ruleset") // as somebody does by hand; a deployment of what runs changes nothing of it
+	if r := f.cli("provision", "web1", "--method", "none", "--batch"); r.code != 1 || !strings.Contains(r.errOut, "port 22 of "+node.IP+" takes connections from here") {
+		t.Errorf("with a firewall that is gone: %v", r)
+	}
+}
