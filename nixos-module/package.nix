@@ -19,7 +19,7 @@ buildGoModule {
   };
 
   # The NAR hash of the folder that `go mod vendor` makes. After a change of go.mod, `go test ./e2e/nar` says the new one.
-  vendorHash = "sha256-Z+YrGdelfyMxmCTFP5BCNyZsMt09din0qjJTsxfyuD8=";
+  vendorHash = "sha256-ATd0aT685dClGYA4nMj49LMV9XgjWF04b6AInYAr4Ns=";
 
   subPackages = [ folders.${program} ];
   env.CGO_ENABLED = 0;
