@@ -47,6 +47,7 @@ func TestScaffold(t *testing.T) {
 	t.Run("OwnTests", func(t *testing.T) { f.as(t).scaffoldTests() })
 	t.Run("Rollback", func(t *testing.T) { f.as(t).scaffoldGoesBack(node) })
 	t.Run("Upgrade", func(t *testing.T) { f.as(t).scaffoldUpgrades(node) })
+	t.Run("BuildLocal", func(t *testing.T) { f.as(t).scaffoldBuiltElsewhere() })
 	t.Run("Controller", func(t *testing.T) { f.as(t).scaffoldController() })
 }
 
@@ -218,6 +219,34 @@ func (f *fleet) scaffoldUpgrades(node *lab.Node) {
 	}
 }
 
+// scaffoldBuiltElsewhere: a system that is built on another machine has the very agent that the node has, or is not built there.
+func (f *fleet) scaffoldBuiltElsewhere() {
+	t := f.t
+	node := f.nodes["testnode001"]
+	op := f.operatorMachine()
+	url, _ := op.serveCache("/srv")
+	op.write("nix-infra.yaml", f.exec(op.Node, "cat", "/root/project/nix-infra.yaml")+"\ncache: { push: 'file:///srv/cache', pull: [ '"+url+"/cache' ] }\n")
+	op.write("nodes/testnode001.nix", "{ infrastructure.hello = { enable = true; bindToPort = 8082; }; }\n")
+	deploy := func(agent string) result {
+		t.Helper()
+		if err := op.CopyTo(agent, "/usr/local/bin/nix-infra-agent", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return op.cli("deploy", "testnode001", "--build=local", "--timeout", "60s", "--settle", "1s")
+	}
+	before := f.running(node)
+	if r := deploy(programs.next); r.code != 1 || !strings.Contains(r.errOut, "the node has another nix-infra-agent than") || !strings.Contains(r.errOut, "--build=node") {
+		t.Errorf("with another agent beside the CLI: %v", r)
+	}
+	if r := deploy(filepath.Join(programs.dir, "nix-infra-agent")); r.code != 0 {
+		t.Fatalf("with the node's own: %v", r)
+	}
+	if f.running(node) == before || f.exec(node, "curl", "-sS", "--fail", "--max-time", "5", "http://127.0.0.1:8082/") != "hello from testnode001" {
+		t.Error("what was built elsewhere does not run")
+	}
+	f.fromStore(node, "nix-infra-agent.service", "built elsewhere")
+}
+
 // scaffoldController: on a machine that is a controller, too, the system brings both.
 func (f *fleet) scaffoldController() {
 	t := f.t
@@ -236,5 +265,10 @@ func (f *fleet) scaffoldController() {
 	if f.reaches(f.ctl, 22) {
 		t.Error("the controller's port 22 is open")
 	}
-	f.must("ping", "node001")
+	f.eventually(30*time.Second, func() string { // it comes back by itself, at a time of its own
+		if r := f.cli("ping", "node001"); r.code != 0 {
+			return r.String()
+		}
+		return ""
+	})
 }
