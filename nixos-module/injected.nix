@@ -1,6 +1,6 @@
 # nix-infra/default.nix in a node's tree: the modules, and what makes them this node's. `nix-infra deploy` puts it there,
 # with the other modules in module/ and settings.json; the node's agent adds facts.json. docs/nixos.md tells more.
-{ lib, ... }:
+{ config, lib, ... }:
 let
   read = file: if builtins.pathExists file then builtins.fromJSON (builtins.readFile file) else { };
   facts = read ./facts.json;
@@ -34,7 +34,7 @@ in
     configFile = lib.mkIf (facts.controller.settings or false) (lib.mkDefault "/var/lib/nix-infra-controller/controller.yaml");
   };
 
-  warnings = lib.optional (!(facts ? agent)) (
+  warnings = lib.optional (!(facts ? agent || config.services.nix-infra-agent.enable)) (
     "nix-infra/facts.json is missing, so this system has no agent, and the one of before lasts until the next boot: "
     + "the agent that runs is too old to bring it; enrol the machine again, and deploy again."
   );
