@@ -106,8 +106,8 @@ func exists(path string) bool {
 }
 
 func (s *Source) put(ctx context.Context, name, file string) (nix.Fixed, error) {
-	work, err := os.MkdirTemp(s.Dir, "store-")
-	if err != nil {
+	work := filepath.Join(s.Dir, "store")
+	if err := os.RemoveAll(work); err != nil { // what an agent that was killed has left
 		return nix.Fixed{}, err
 	}
 	defer os.RemoveAll(work)

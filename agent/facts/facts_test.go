@@ -73,6 +73,7 @@ func TestFile(t *testing.T) {
 	root := func(name string) string { to, _ := os.Readlink(filepath.Join(s.Roots, name)); return to }
 
 	put(t, filepath.Join(s.Dir, "bin", agentName), "one")
+	put(t, filepath.Join(s.Dir, "store", agentName, "bin", agentName), "of an agent that was killed")
 	first := read()
 	if first.Version != protocol.Version || first.Node != "web1" || !strings.HasSuffix(first.System, "-linux") || first.Agent == nil || first.Agent.Name != agentName || first.Controller != nil {
 		t.Errorf("%+v", first)
@@ -93,9 +94,8 @@ func TestFile(t *testing.T) {
 	}
 	added(agentName+"=two", controllerName+"=three")
 
-	left, err := filepath.Glob(filepath.Join(s.Dir, "store-*"))
-	if err != nil || len(left) > 0 {
-		t.Errorf("left behind: %q, %v", left, err)
+	if left, err := os.ReadDir(s.Dir); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
