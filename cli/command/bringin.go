@@ -27,6 +27,7 @@ type bringIn struct {
 	provider provision.Provider
 	convert  provision.Conversion
 	live     *ui.Live // nil with --json
+	printing sync.Mutex
 	machines []*incoming
 
 	// Where one of them becomes the controller, the others wait for it before they get their agents.

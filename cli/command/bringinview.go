@@ -32,11 +32,18 @@ type machineDocument struct {
 	Millis  int64           `json:"ms"`
 }
 
+// print prints a document, those of several machines one after the other.
+func (b *bringIn) print(document any) {
+	b.printing.Lock()
+	defer b.printing.Unlock()
+	b.document(document)
+}
+
 // step shows what is being done with a machine.
 func (b *bringIn) step(m *incoming, p provision.Phase, what string) {
 	m.phase = p
 	if b.json {
-		b.document(phaseDocument{"step", m.name, p, what})
+		b.print(phaseDocument{"step", m.name, p, what})
 		return
 	}
 	b.live.Set(m.name, string(p)+": "+what, ui.Active)
@@ -66,7 +73,7 @@ func (b *bringIn) settled(ctx context.Context, m *incoming) {
 		if errors.As(m.err, &failed) {
 			d.Phase, d.Log = failed.Phase, failed.Log
 		}
-		b.document(d)
+		b.print(d)
 		return
 	}
 	switch {
