@@ -73,7 +73,7 @@ func joinCommand(dir *string) *cobra.Command {
 			}
 			tell("Its agent runs.")
 			if !lasting {
-				tell("Its unit is gone after the next boot; a configuration with services.nix-infra-agent brings it for good.")
+				tell("Its unit is gone after the next boot; a deployment brings it for good.")
 			}
 			return nil
 		},

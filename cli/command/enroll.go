@@ -268,8 +268,10 @@ func (a *app) enrolled(name string, role protocol.Role, lasting bool) {
 		a.document(enrolledDocument{"enrolled", name, role, lasting})
 	}
 	if !lasting {
-		a.say("%s runs until the next boot; a configuration with services.nix-infra-%s brings it for good\n", name,
-			map[protocol.Role]string{protocol.Node: "agent", protocol.Controller: "controller"}[role])
+		a.say("%s runs until the next boot; %s\n", name, map[protocol.Role]string{
+			protocol.Node:       "a deployment brings it for good",
+			protocol.Controller: "a deployment to the node on the same machine brings it for good",
+		}[role])
 	}
 }
 
