@@ -148,10 +148,10 @@ key=value on facts (system=x86_64-linux, state=lost), all, and not in front of a
 
 Exit status: 0 all succeeded, 1 some failed, 2 refused or bad input, 3 some did not answer or are
 offline and follow later, 130 interrupted.`,
-		Example: `  nix-infra init --fleet shop --controller tls://ctl.example.org:4222
-  nix-infra enroll --controller ctl --ssh root@ctl.example.org
-  nix-infra enroll web1 --ssh root@192.0.2.10 --tag web
-  nix-infra deploy @web
+		Example: `  nix-infra init --template fleet --name shop
+  nix-infra provision web1 web2 --dry-run
+  nix-infra enroll db1 --ssh root@192.0.2.10 --tag db
+  nix-infra deploy @db
   nix-infra status`,
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return a.prepare() },
@@ -170,14 +170,27 @@ offline and follow later, 130 interrupted.`,
 	f.BoolVar(&a.json, "json", false, "print one JSON document a line")
 	f.StringVar(&a.creds, "creds", "", "credentials file (default: $NIX_INFRA_CREDS, else the admin credentials in the project)")
 	f.StringVar(&a.colour, "color", "auto", "colours: auto, always or never")
-	root.AddCommand(a.runCommands()...)
-	root.AddCommand(a.secretsCommand(), a.storeSecretCommand(), a.lockCommand(), a.unlockCommand())
-	root.AddCommand(a.sshCommand(), a.portForwardCommand(false), a.tunnelCommand(), a.uploadCommand())
-	root.AddCommand(a.unitsCommand(), a.unitCommand(), a.logsCommand(), a.statsCommand(), a.filesCommand(), a.factsCommand())
-	root.AddCommand(a.diffCommand(), a.generationsCommand(), a.rollbackCommand(), a.gcCommand(), a.upgradeCommand(), a.rebootCommand(), a.driftCommand())
-	root.AddCommand(a.provisionCommand(true), a.initMachineCommand(), a.migrateCommand())
-	root.AddCommand(a.initCommand(), a.enrollCommand(), a.destroyCommand(), a.sshKeyCommand(), a.deployCommand(), a.statusCommand(), a.nodesCommand(), a.nodeCommand(),
-		a.pingCommand(), a.deploymentsCommand(), a.deploymentCommand(), a.rolloutCommand(), a.whoamiCommand(), a.accessCommand(), a.auditCommand(), a.doctorCommand(), a.versionCommand(), a.mcpCommand())
+	for _, g := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"The project:", []*cobra.Command{a.initCommand(), a.doctorCommand(), a.secretsCommand(), a.storeSecretCommand(), a.accessCommand(), a.auditCommand(),
+			a.lockCommand(), a.unlockCommand(), a.sshKeyCommand(), a.whoamiCommand(), a.mcpCommand()}},
+		{"Machines:", []*cobra.Command{a.provisionCommand(true), a.enrollCommand(), a.migrateCommand(), a.destroyCommand(), a.nodesCommand(), a.nodeCommand()}},
+		{"Deployments:", []*cobra.Command{a.deployCommand(), a.diffCommand(), a.rolloutCommand(), a.deploymentsCommand(), a.deploymentCommand(), a.rollbackCommand(),
+			a.upgradeCommand(), a.rebootCommand(), a.driftCommand(), a.generationsCommand(), a.gcCommand()}},
+		{"Questions:", []*cobra.Command{a.statusCommand(), a.pingCommand(), a.unitsCommand(), a.unitCommand(), a.logsCommand(), a.statsCommand(), a.filesCommand(), a.factsCommand()}},
+		{"On the nodes:", []*cobra.Command{a.execCommand(), a.actionCommand(), a.sshCommand(), a.portForwardCommand(false), a.tunnelCommand(), a.uploadCommand(), a.etcdCommand()}},
+		{"In the words of the earlier tool:", []*cobra.Command{a.initMachineCommand(), a.updateCommand(true), a.deployAppsCommand(true), a.initControlCommand(true),
+			a.updateControlCommand(true), a.initNodeCommand(true), a.updateNodeCommand(true), a.group("fleet", false), a.group("cluster", true)}},
+	} {
+		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+		for _, c := range g.commands {
+			c.GroupID = g.title
+		}
+		root.AddCommand(g.commands...)
+	}
+	root.AddCommand(a.versionCommand())
 	return root
 }
 

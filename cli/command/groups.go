@@ -2,12 +2,6 @@ package command
 
 import "github.com/spf13/cobra"
 
-// runCommands are the commands that have nodes run something, and the groups in which the earlier tool had them.
-func (a *app) runCommands() []*cobra.Command {
-	return []*cobra.Command{a.execCommand(), a.actionCommand(), a.etcdCommand(), a.deployAppsCommand(true), a.updateCommand(true),
-		a.initControlCommand(true), a.updateControlCommand(true), a.initNodeCommand(true), a.updateNodeCommand(true), a.group("fleet", false), a.group("cluster", true)}
-}
-
 // group has the commands that the earlier tool had once for fleets and once for clusters, with its options: scripts go on as
 // they are. Each is the command of its name outside of the group, but for what its help says.
 func (a *app) group(name string, cluster bool) *cobra.Command {
