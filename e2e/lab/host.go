@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -120,4 +121,26 @@ func command(ctx context.Context, argv ...string) *exec.Cmd {
 func grouped(ctx context.Context, cgroup string, nsenterArgs []string) *exec.Cmd {
 	const script = `[ -d "$0" ] || mkdir "$0" 2>/dev/null || [ -d "$0" ]; echo $$ >"$0/cgroup.procs" && exec nsenter "$@"`
 	return command(ctx, append([]string{"/bin/sh", "-c", script, cgroup}, nsenterArgs...)...)
+}
+
+// Root's processes of all nodes share one limit of the kernel's on watches of files, and each systemd has several: with
+// the usual 128, units of the twentieth node fail with "too many open files".
+const (
+	watchLimit = "/proc/sys/fs/inotify/max_user_instances"
+	watches    = 8192
+)
+
+// allowWatches raises that limit where it is lower. It stays so until this machine boots.
+func allowWatches() error {
+	text, err := os.ReadFile(watchLimit)
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && n >= watches {
+		return nil
+	}
+	if err := os.WriteFile(watchLimit, []byte(strconv.Itoa(watches)), 0o644); err != nil {
+		return fmt.Errorf("lab: the limit of file watches: %w", err)
+	}
+	return nil
 }

@@ -83,6 +83,9 @@ func Open(ctx context.Context, o Options) (*Lab, error) {
 	if err := installHostPackages(ctx, o.Log); err != nil {
 		return nil, err
 	}
+	if err := allowWatches(); err != nil {
+		return nil, err
+	}
 	if _, err := Reap(ctx, o.Log); err != nil {
 		fmt.Fprintf(o.Log, "%v\n", err) // a dead lab that resists is no reason to refuse a live one
 	}
