@@ -86,7 +86,7 @@ func TestProvisionSelfHosted(t *testing.T) {
 				t.Errorf("%s did not go through %s:\n%s", name, phase, r.out)
 			}
 		}
-		f.saidHello(name)
+		f.says(f.nodes[name], f.running(f.nodes[name]), "this is "+name)
 		if got := f.exec(f.nodes[name], "cat", "/etc/nixos/networking.nix"); !strings.Contains(got, f.nodes[name].IP) {
 			t.Errorf("%s has lost its own networking.nix: %q", name, got)
 		}
@@ -96,14 +96,6 @@ func TestProvisionSelfHosted(t *testing.T) {
 	}
 	if r := f.must(f.bootstrap(names, "--no-deploy")...); strings.Count(r.out, ": enrolled before\n") != 2 {
 		t.Errorf("once more: %v", r)
-	}
-}
-
-// saidHello wants the app of a node to say which node it was deployed to.
-func (f *fleet) saidHello(name string) {
-	f.t.Helper()
-	if got := f.exec(f.nodes[name], "journalctl", "-o", "cat", "-u", "hello"); !slices.Contains(strings.Split(got, "\n"), "this is "+name) {
-		f.t.Errorf("hello of %s says %q", name, got)
 	}
 }
 
@@ -244,7 +236,7 @@ func TestTwentyNodes(t *testing.T) {
 	took := time.Since(began)
 	f.confirmed(names...)
 	for _, name := range []string{"n01", "n20"} {
-		f.saidHello(name)
+		f.says(f.nodes[name], f.running(f.nodes[name]), "this is "+name)
 	}
 	enrolled := 0
 	for line := range strings.Lines(r.out) {
