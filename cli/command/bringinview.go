@@ -115,7 +115,7 @@ func (b *bringIn) tell(ctx context.Context, took time.Duration) (in []string, er
 	}
 	os.Remove(b.own(journalDir)) // stays while a machine is not in
 	if len(failed) == 0 {
-		b.say("%s in, after %s\n", is(len(in)), took.Round(100*time.Millisecond))
+		b.say("%s in, after %s\n", machinesAre(len(in)), took.Round(100*time.Millisecond))
 		if len(passing) > 0 && !b.o.deploy {
 			b.say("until their configuration is deployed, the agent lasts until the next boot on %s\n", some(passing))
 		}
@@ -128,11 +128,11 @@ func (b *bringIn) tell(ctx context.Context, took time.Duration) (in []string, er
 	if len(failed) == 1 {
 		return in, &outcome{status, fmt.Errorf("%w; run the same command again, it goes on where this ended", failed[0])}
 	}
-	return in, &outcome{status, &errorList{is(len(failed)) + " not in; run the same command again, it goes on where this ended:", failed}}
+	return in, &outcome{status, &errorList{machinesAre(len(failed)) + " not in; run the same command again, it goes on where this ended:", failed}}
 }
 
-// is is "1 machine is" or "2 machines are".
-func is(n int) string {
+// machinesAre is "1 machine is" or "2 machines are".
+func machinesAre(n int) string {
 	if n == 1 {
 		return "1 machine is"
 	}

@@ -27,8 +27,6 @@ const (
 	PhaseController Phase = "controller" // is installed, where it is to be one
 	PhaseAgent      Phase = "agent"      // is installed and started
 	PhaseHeartbeat  Phase = "heartbeat"  // of the agent: the first one is waited for
-	PhaseDeploy     Phase = "deploy"     // its configuration, through the agent
-	PhaseClose      Phase = "close"      // SSH to the world, by that configuration, which is checked
 )
 
 // PhaseError is a phase that failed.
