@@ -117,7 +117,7 @@ func TestProvisionResumes(t *testing.T) {
 	f.copyProject()
 	// By the machine: what is said when it is killed. The conversion of held waits in its middle until the next run.
 	kills := map[string]string{
-		"ctl": "controller: upload", "m-reach": "reach: ", "m-look": "look: ", "m-convert": "convert: ", "m-held": "convert: ",
+		"ctl": "controller: upload", "m-reach": "reach: ", "m-look": "look: ", "m-convert": "convert: ", "m-held": "convert: the conversion script runs",
 		"m-reboot": "reboot: ", "m-verify": "verify: ", "m-agent": "agent: upload", "m-keys": "agent: hand over", "m-beat": "heartbeat: ",
 	}
 	names := []string{"ctl", "m-reach", "m-look", "m-convert", "m-held", "m-reboot", "m-verify", "m-agent", "m-keys", "m-beat"}

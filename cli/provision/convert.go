@@ -121,8 +121,11 @@ func (a *Arrival) startConversion(ctx context.Context, m *Machine) error {
 	if c.Mutation {
 		argv = append(argv, "--apply")
 	}
-	_, err := run(ctx, stepTime, m, nil, argv...)
-	return err
+	if _, err := run(ctx, stepTime, m, nil, argv...); err != nil {
+		return err
+	}
+	a.Step(PhaseConvert, "the conversion script runs")
+	return nil
 }
 
 // conversion is how the unit is.
