@@ -123,7 +123,7 @@ func TestCreate(t *testing.T) {
 			t.Errorf("%s was made as %+v", s.Name, s)
 		}
 	}
-	if !slices.ContainsFunc(b.steps, func(s string) bool { return strings.HasPrefix(s, "n1: create_server ") && strings.HasSuffix(s, "%") }) {
+	if !slices.ContainsFunc(b.steps, func(s string) bool { return strings.HasPrefix(s, "n3: create_server ") && strings.HasSuffix(s, "%") }) {
 		t.Errorf("no progress is told: %q", b.steps)
 	}
 
@@ -247,7 +247,7 @@ func TestResume(t *testing.T) {
 }
 
 func TestInterrupted(t *testing.T) {
-	b := newBench(t, hetzner.Options{ActionTime: 100 * time.Millisecond})
+	b := newBench(t, hetzner.Options{ActionTime: 200 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err := b.Create(ctx, b.order, func(server, what string) {
 		if strings.HasPrefix(what, "create_server") {
@@ -316,7 +316,7 @@ func TestToken(t *testing.T) {
 }
 
 func TestDestroyServer(t *testing.T) {
-	b := newBench(t, hetzner.Options{ActionTime: 30 * time.Millisecond})
+	b := newBench(t, hetzner.Options{ActionTime: 200 * time.Millisecond})
 	servers := b.create()
 	must(t, b.Destroy(t.Context(), servers[0], func(string) {}))
 	must(t, b.Destroy(t.Context(), servers[0], func(string) {})) // gone already
