@@ -132,7 +132,7 @@ func (d *doctor) openFolder() bool {
 	case errors.Is(err, project.ErrNotInitialised):
 		d.add(problem, d.dir, "settings", "nix-infra init -d "+d.dir, "it is not a project folder yet: there is no %s", project.SettingsFile)
 	case err != nil:
-		for line := range strings.Lines(err.Error()) {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
 			d.add(problem, d.dir, "settings", "", "%s", line)
 		}
 		return false

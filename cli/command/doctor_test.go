@@ -24,6 +24,9 @@ func (s *shell) symptoms(status int, args ...string) []string {
 	}
 	var all []string
 	for _, d := range documents(s.t, r.out) {
+		if what := d["what"].(string); strings.HasSuffix(what, ";") || what == "" {
+			s.t.Errorf("what is wrong is %q", what)
+		}
 		if d["level"] != "ok" && d["check"] != "programs" {
 			all = append(all, strings.ReplaceAll(fmt.Sprintf("%v %v %v %v: %v", d["level"], d["area"], d["about"], d["check"], d["what"]), s.dir, "DIR"))
 		}

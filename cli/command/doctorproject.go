@@ -24,7 +24,7 @@ const nobody = "192.0.2.0"
 
 func (d *doctor) checkProject(ctx context.Context) {
 	if servers, err := d.project.Servers(); err != nil {
-		for line := range strings.Lines(err.Error()) {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
 			d.add(problem, project.ServersFile, "servers", "", "%s", line)
 		}
 		return // no node can be composed either
@@ -57,7 +57,7 @@ func (d *doctor) checkTrees() {
 		r.TrustedKeys = func() ([]string, error) { return nil, nil } // they may need the password
 		tree, err := d.project.Tree(r)
 		if err != nil {
-			for line := range strings.Lines(err.Error()) {
+			for line := range strings.SplitSeq(err.Error(), "\n") {
 				d.add(problem, n.Name, "placeholders", "", "%s", line)
 			}
 			continue
