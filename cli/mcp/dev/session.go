@@ -10,11 +10,11 @@ import (
 	"github.com/nix-infra/nix-infra/cli/mcp/session"
 )
 
-// Bounds of get_output. The page of an answer bounds it, too.
+// Bounds of get_output. An answer carries so much in one piece, also where each byte of it is escaped in JSON.
 const (
 	defaultChunks = 50
 	maxChunks     = 200
-	maxAtOnce     = 24 << 10 // bytes
+	maxAtOnce     = 12 << 10 // bytes
 )
 
 // sessionRow is a session, or a piece of what it said.
