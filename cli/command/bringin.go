@@ -132,7 +132,10 @@ func (b *bringIn) run(ctx context.Context) (in []string, err error) {
 	ways.SetLimit(b.o.jobs)
 	for _, m := range b.inOrder() {
 		ways.Go(func() error {
-			if !m.already && m.err == nil {
+			switch {
+			case m.already: // perhaps since a run that was ended before it could say so
+				m.err = m.arrival.Journal.Remove()
+			case m.err == nil:
 				m.err = b.bring(ctx, m)
 			}
 			b.settled(ctx, m)

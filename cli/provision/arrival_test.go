@@ -252,6 +252,41 @@ func TestArrivalAfterReboot(t *testing.T) {
 	}
 }
 
+func TestJournal(t *testing.T) {
+	dir := t.TempDir()
+	j, err := OpenJournal(dir, "web1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.Phase, j.Controller, j.Log = PhaseConvert, true, []string{"a line"}
+	if err := j.Save(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := OpenJournal(dir, "web1")
+	if err != nil || again.Phase != PhaseConvert || !again.Controller || !slices.Equal(again.Log, j.Log) {
+		t.Errorf("read %+v, %v", again, err)
+	}
+	for _, other := range []string{".web1.json.tmp-12", "web10.json"} { // of a write that was killed, and of another machine
+		if err := os.WriteFile(filepath.Join(dir, other), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(j.Remove(), j.Remove()); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 1 || left[0].Name() != "web10.json" {
+		t.Errorf("left are %v", left)
+	}
+	for text, want := range map[string]string{"{": "is damaged", `{"v":9}`: "version 9", "": "is damaged"} {
+		if err := os.WriteFile(j.file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenJournal(dir, "web1"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 func TestParseFacts(t *testing.T) {
 	const rest = "\nuid=0\nuname=Linux aarch64\nboot=0123456789abcdef0123456789abcdef\nsystemd=1\n"
 	for text, want := range map[string]Facts{

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/atomicfile"
@@ -51,10 +52,19 @@ func (j *Journal) Save() error {
 	return atomicfile.Write(j.file, append(protocol.Encode(j), '\n'), 0o644)
 }
 
-// Remove forgets it: the machine is in.
+// Remove forgets it: the machine is in. What a run that was killed left of a write goes, too.
 func (j *Journal) Remove() error {
-	if err := os.Remove(j.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	dir, name := filepath.Split(j.file)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	for _, e := range entries {
+		if e.Name() == name || strings.HasPrefix(e.Name(), "."+name+".tmp-") {
+			if e := os.Remove(filepath.Join(dir, e.Name())); e != nil && !errors.Is(e, fs.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
+		}
+	}
+	return err
 }
