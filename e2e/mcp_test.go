@@ -190,7 +190,7 @@ var fleetCalls = map[string]toolCall{
 	"explain-failure":      {in{"node": "n2", "unit": "broken.service"}, "about to fail", false},
 	"deployments":          {in{}, "1 rolled-back", false},
 	"deployment":           {in{"id": "last"}, "n", false},
-	"deployment-diff":      {in{"target": "n1", "deployment": "project"}, "n1", false},
+	"deployment-diff":      {in{"target": "n1", "deployment": "project"}, "to 1 node would change 0 files", false},
 	"generations":          {in{"target": "n1"}, "n1", false},
 	"configuration-files":  {in{"operation": "read-file", "path": "nodes/n1.nix"}, "hello from the test", false},
 	"etcd":                 {in{"target": "n1", "query": "get --prefix /cluster"}, "n1", true}, // a node without etcdctl

@@ -206,7 +206,7 @@ func TestMCPLab(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	project := t.TempDir()
-	for name, text := range map[string]string{"run-tests.sh": "#!/bin/bash\nexec 3<>/dev/tcp/n1/22 && head -c 4 <&3 && echo \"is what $2 sees of n1\"\n", "t1/test.sh": ""} {
+	for name, text := range map[string]string{"run-tests.sh": "#!/bin/bash\nexec 3<>/dev/tcp/10.77.0.11/22 && head -c 4 <&3 && echo \"is what $2 sees of n1\"\n", "t1/test.sh": ""} {
 		file := filepath.Join(project, "__test__", name)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
