@@ -87,7 +87,7 @@ func testConfigurations(t *testing.T, m *machine) {
 
 	for want, text := range map[string]string{
 		"option `networking.firewal' does not exist":                  `networking.firewal.enable = false;`,
-		"option `services.nginx' does not exist":                      `services.nginx.enable = true;`,
+		"option `services.postgresql' does not exist":                 `services.postgresql.enable = true;`,
 		"is not of type `list of 16 bit unsigned integer":             `networking.firewall.allowedTCPPorts = "80";`,
 		"Failed assertions:\n- users.users.app.group is unset":        `users.users.app.isSystemUser = true;`,
 		"conflicting definition values":                               `networking.hostName = lib.mkMerge [ "a" "b" ];`,
