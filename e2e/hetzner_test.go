@@ -90,7 +90,9 @@ func (h *atHetzner) count(kind func(hetzner.Request) bool) int {
 	return n
 }
 
-func ordersServer(r hetzner.Request) bool { return r.Method == http.MethodPost && r.Path == "/v1/servers" }
+func ordersServer(r hetzner.Request) bool {
+	return r.Method == http.MethodPost && r.Path == "/v1/servers"
+}
 
 // TestProvisionHetzner goes from nothing at all, but a project folder, to three nodes that run their configuration, by one
 // command. The API is slow, gives two entries a page, and lets few requests through.
