@@ -98,7 +98,9 @@ func (f *fleet) scaffoldDeploys(node *lab.Node) {
 	if err := node.Reboot(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	f.waitState("node001", 30*time.Second, "online again", func(s status) bool { return s.Online && time.Since(s.LastSeen) < 5*time.Second && s.State == "confirmed" })
+	f.waitState("node001", 30*time.Second, "online again", func(s status) bool {
+		return s.Online && time.Since(s.LastSeen) < 5*time.Second && s.State == "confirmed"
+	})
 	f.fromStore(node, "nix-infra-agent.service", "after a boot")
 	f.isClosed(node, "after a boot")
 	if got := f.hello(node, 8080); got != "the first message" {
