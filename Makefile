@@ -12,7 +12,7 @@ MEMORY := $(shell awk '$$2 == "/dev/shm" && $$3 == "tmpfs" && $$4 !~ /noexec/ { 
   while read -r dir; do [ -w "$$dir" ] && [ "$$(df -k --output=avail "$$dir" | tail -n 1)" -gt 8000000 ] && echo "$$dir"; done)
 
 # Packages whose tests need no root and no lab.
-UNIT := ./protocol/... ./nix/... ./agent/... ./controller/... ./cli/...
+UNIT := ./protocol/... ./nix/... ./agent/... ./controller/... ./cli/... ./examples/... ./nixos-module/...
 
 .PHONY: help build cross demo test test-unit test-lab soak lint bench clean
 
