@@ -107,6 +107,7 @@ func TestNixOSModules(t *testing.T) {
 	if t.Failed() {
 		return
 	}
+	t.Run("Token", func(t *testing.T) { f.as(t).moduleOfToken() })
 	t.Run("Controller", func(t *testing.T) { f.as(t).moduleOfController() })
 }
 
@@ -230,42 +231,84 @@ func (f *fleet) moduleOfAgent(node *lab.Node) {
 	closed("after a reboot")
 }
 
+// switchTo has a machine without an agent build a system on itself, as an image is made, and switch to it. own is its
+// file of the project.
+func (f *fleet) switchTo(n *lab.Node, own string) {
+	f.t.Helper()
+	const dir = "/root/system"
+	fill := strings.NewReplacer("[%%nodeName%%]", n.Name, "[%%nixVersion%%]", testos.DefaultVersion, "[%%hwArch%%]", "x86_64-linux")
+	files := map[string]string{"flake.nix": fill.Replace(ownFlake), "configuration.nix": fill.Replace(ownBase), n.Name + ".nix": own}
+	for name, text := range files {
+		if err := n.WriteFile(path.Join(dir, name), []byte(text), 0o644); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	for _, name := range append(nixFiles(f.t, filepath.Join(f.project, "modules/nix-infra")), filepath.Join(f.project, "flake.lock")) {
+		rel, err := filepath.Rel(f.project, name)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if err := n.CopyTo(name, path.Join(dir, rel), 0o644); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	f.exec(n, "cp", "/etc/nixos/networking.nix", dir)
+	top := f.exec(n, "sh", "-c", "nix build --no-link --print-out-paths path:"+dir+"#nixosConfigurations."+n.Name+".config.system.build.toplevel 2>/tmp/log || { cat /tmp/log; exit 1; }")
+	f.exec(n, "nix-env", "--profile", "/nix/var/nix/profiles/system", "--set", top)
+	f.exec(n, top+"/bin/switch-to-configuration", "switch")
+}
+
+// moduleOfToken: an image that has the agent becomes a node by the token that it finds, and stays one.
+func (f *fleet) moduleOfToken() {
+	t := f.t
+	nodes, err := f.lab.Start(f.ctx, "n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := nodes[0]
+	const file, joins = "/run/nix-infra/token", "nix-infra-agent-join.service"
+	agent := f.packaged(node, programs.next, "nix-infra-agent")
+	f.switchTo(node, `{ pkgs, ... }: {
+  services.nix-infra-agent = { enable = true; package = `+agent+`; tokenFile = "`+file+`"; };
+}
+`)
+	if state := f.property(node, joins, "ActiveState") + " " + f.property(node, "nix-infra-agent.service", "ActiveState"); state != "inactive inactive" {
+		t.Errorf("without a token, the units are %s", state)
+	}
+	token := f.token("n2")
+	if err := node.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.exec(node, "systemctl", "start", "--no-block", joins)
+	f.eventually(30*time.Second, func() string {
+		if r := f.cli("enroll", "--pending", "n2"); r.code != 0 {
+			return r.String()
+		}
+		return ""
+	})
+	f.waitState("n2", 30*time.Second, "online", func(s status) bool { return s.Online && s.Agent == "next" })
+	if err := node.Reboot(f.ctx); err != nil {
+		t.Fatal(err)
+	}
+	f.waitState("n2", 30*time.Second, "online after a boot", func(s status) bool { return s.Online && time.Since(s.LastSeen) < 5*time.Second })
+	if unit := f.property(node, "nix-infra-agent.service", "FragmentPath"); !strings.Contains(unit, "generator.early") {
+		t.Errorf("the agent's unit is %s, and not the system's", unit)
+	}
+}
+
 func (f *fleet) moduleOfController() {
 	t := f.t
-	const dir, unit = "/root/system", "nix-infra-controller.service"
+	const unit = "nix-infra-controller.service"
 	controller := f.packaged(f.ctl, filepath.Join(programs.dir, "nix-infra-controller"), "nix-infra-controller")
-	fill := strings.NewReplacer("[%%nodeName%%]", "ctl", "[%%nixVersion%%]", testos.DefaultVersion, "[%%hwArch%%]", "x86_64-linux")
-	files := map[string]string{
-		"flake.nix":         fill.Replace(ownFlake),
-		"configuration.nix": fill.Replace(ownBase),
-		"ctl.nix": `{ pkgs, ... }: {
+	f.switchTo(f.ctl, `{ pkgs, ... }: {
   services.nix-infra-controller = {
     enable = true;
-    package = ` + controller + `;
+    package = `+controller+`;
     openFirewall = true;
     settings.broker.max_connections = 1000;
   };
 }
-`,
-	}
-	for name, text := range files {
-		if err := f.ctl.WriteFile(path.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range append(nixFiles(t, filepath.Join(f.project, "modules/nix-infra")), filepath.Join(f.project, "flake.lock")) {
-		rel, err := filepath.Rel(f.project, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := f.ctl.CopyTo(name, path.Join(dir, rel), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	f.exec(f.ctl, "cp", "/etc/nixos/networking.nix", dir)
-	top := f.exec(f.ctl, "sh", "-c", "nix build --no-link --print-out-paths path:"+dir+"#nixosConfigurations.ctl.config.system.build.toplevel 2>/tmp/log || { cat /tmp/log; exit 1; }")
-	f.exec(f.ctl, "nix-env", "--profile", "/nix/var/nix/profiles/system", "--set", top)
-	f.exec(f.ctl, top+"/bin/switch-to-configuration", "switch")
+`)
 
 	runs := func(when string) {
 		t.Helper()
