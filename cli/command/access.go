@@ -3,11 +3,8 @@ package command
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -54,29 +51,10 @@ type accessRecord struct {
 
 func (a *app) readAccess() (*accessRecord, error) {
 	r := &accessRecord{Version: protocol.Version}
-	path := a.own(accessFile)
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return r, nil
-	} else if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(data, r); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%v); restore it, such as with git", path, err)
-	}
-	if r.Version != protocol.Version {
-		return nil, fmt.Errorf("%s is of version %d, this program knows version %d; upgrade the older one", path, r.Version, protocol.Version)
-	}
-	return r, nil
+	return r, a.readRecord(accessFile, r, &r.Version)
 }
 
-func (a *app) writeAccess(r *accessRecord) error {
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(a.own(accessFile), append(data, '\n'), 0o644)
-}
+func (a *app) writeAccess(r *accessRecord) error { return a.writeRecord(accessFile, r) }
 
 // find is the grant of that name that was not revoked, nil if there is none.
 func (r *accessRecord) find(name string) *grant {

@@ -1,10 +1,8 @@
 package command
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"time"
@@ -12,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/protocol"
-	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
 
 // tokensFile, beside fleet.json, is the project's record of the tokens that it made. The secret half of a token is in it
@@ -56,20 +53,7 @@ type tokenRecord struct {
 
 func (a *app) readTokens() (*tokenRecord, error) {
 	r := &tokenRecord{Version: protocol.Version}
-	path := a.own(tokensFile)
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return r, nil
-	} else if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(data, r); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%v); restore it, such as with git", path, err)
-	}
-	if r.Version != protocol.Version {
-		return nil, fmt.Errorf("%s is of version %d, this program knows version %d; upgrade the older one", path, r.Version, protocol.Version)
-	}
-	return r, nil
+	return r, a.readRecord(tokensFile, r, &r.Version)
 }
 
 // changeTokens changes the record, with no other run of this program in between: many may wait for a machine each.
@@ -94,11 +78,7 @@ func (a *app) changeTokens(change func(*tokenRecord) error) error {
 		return err
 	}
 	r.Tokens = slices.DeleteFunc(r.Tokens, func(t token) bool { return time.Since(t.Ends) > keepTokens })
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(a.own(tokensFile), append(data, '\n'), 0o644)
+	return a.writeRecord(tokensFile, r)
 }
 
 // newest is the token for a node that was made last, nil if there is none.

@@ -1,0 +1,39 @@
+package command
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
+)
+
+// readRecord reads one of the project's records, a JSON document below nix-infra/. One that is not there is as record
+// is. Version is a field of record's.
+func (a *app) readRecord(name string, record any, version *int) error {
+	path := a.own(name)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, record); err != nil {
+		return fmt.Errorf("%s is damaged (%v); restore it, such as with git", path, err)
+	}
+	if *version != protocol.Version {
+		return fmt.Errorf("%s is of version %d, this program knows version %d; upgrade the older one", path, *version, protocol.Version)
+	}
+	return nil
+}
+
+func (a *app) writeRecord(name string, record any) error {
+	data, err := json.MarshalIndent(record, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(a.own(name), append(data, '\n'), 0o644)
+}
