@@ -47,7 +47,7 @@ examples:
   lab up 3
   lab exec n1 -- systemctl status
   lab cut n2; lab exec n1 -- ping -c1 -W1 n2; lab heal n2
-  lab run -- curl http://n1:8080/
+  lab run -- curl http://10.77.0.11:8080/
   lab --name other up 2
   lab down
 `
