@@ -73,7 +73,7 @@ func (s *shell) runContext(ctx context.Context, stdout interface {
 	String() string
 }, args ...string) run {
 	s.t.Helper()
-	var stderr bytes.Buffer
+	var stderr syncBuffer // written to from anywhere, as a file can be
 	code := Run(ctx, append([]string{"-d", s.dir}, args...), Environment{
 		Stdin: strings.NewReader(s.stdin), Stdout: stdout, Stderr: &stderr,
 		Getenv: func(name string) string { return s.env[name] }, VaultOptions: []vault.Option{vault.WorkFactor(2)},

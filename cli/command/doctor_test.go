@@ -138,8 +138,10 @@ func TestDoctorProject(t *testing.T) {
 			t.Errorf("nothing begins with %q in %q", want, found)
 		}
 	}
-	for file, text := range map[string]string{"servers.yaml": "servers:\n  a: {}\n", "nix-infra.yaml": "fleet: No\nx: 1\n"} {
-		s.write(file, text)
+	// In this order: with settings that can't be read, nothing else is.
+	for _, f := range []struct{ file, text string }{{"servers.yaml", "servers:\n  a: {}\n"}, {"nix-infra.yaml", "fleet: No\nx: 1\n"}} {
+		file := f.file
+		s.write(file, f.text)
 		found := s.symptoms(SomeFailed)
 		if !slices.ContainsFunc(found, func(f string) bool { return strings.Contains(f, file+":") }) {
 			t.Errorf("%s: %q", file, found)
