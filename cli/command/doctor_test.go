@@ -152,7 +152,7 @@ func TestDoctorProject(t *testing.T) {
 // What must stay private and git would take, or has taken already, is told of.
 func TestDoctorGit(t *testing.T) {
 	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("there is no git")
+		without(t, "git")
 	}
 	s, _ := healthy(t)
 	git := func(args ...string) {
