@@ -257,7 +257,12 @@ func TestBrokenStream(t *testing.T) {
 	var gone []string
 	done := func() {
 		if broke != nil && len(gone) == 1 {
-			cancel()
+			go func() { // the three are not renewed in the same moment
+				for len(kept.Orders()) == 0 && ctx.Err() == nil {
+					time.Sleep(time.Millisecond)
+				}
+				cancel()
+			}()
 		}
 	}
 	time.AfterFunc(protocol.StreamLifetime, cancel)
