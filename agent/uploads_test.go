@@ -34,7 +34,13 @@ func (nopCloser) Close() error { return nil }
 
 // Files go in through a tunnel, where the node's policy takes them from somebody of that role, and are on record.
 func TestUploadThroughTunnel(t *testing.T) {
-	system, root := t.TempDir(), filepath.Join(t.TempDir(), "import")
+	// Not t.TempDir, which may be below /dev/shm: no policy lets anybody write below /dev.
+	dir, err := os.MkdirTemp("/var/tmp", "nix-infra-uploads-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	system, root := t.TempDir(), filepath.Join(dir, "import")
 	u := withTunnels(t, func(o *agent.Options) { o.System = system })
 	file := filepath.Join(system, policy.File)
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(`{"v":1,"uploads":{"roots":[{"path":"`+root+`","role":"deployer"}]}}`), 0o644)); err != nil {
