@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/mark3labs/mcp-go/server"
@@ -41,6 +42,7 @@ type Caller struct {
 	Name  string        // of the credentials' user, or of the token
 	Role  protocol.Role // "" for a server that asks no fleet
 	Creds string        // the credentials file; "" without
+	Key   string        // the public key of the user in it: a file may have other credentials later
 }
 
 // Server is an MCP server. Tools are added before it serves.
@@ -48,7 +50,10 @@ type Server struct {
 	Options
 	mcp   *server.MCPServer
 	pages *pages
-	key   []byte // signs what clients hand back
+
+	key        []byte        // signs what clients hand back
+	confirmFor time.Duration // how long a person has to confirm something
+	confirmed  confirmations
 
 	toolsets []string
 	tools    map[string]*Tool // by name, those that are served
@@ -56,7 +61,7 @@ type Server struct {
 
 // New makes a server without tools.
 func New(o Options) *Server {
-	s := &Server{Options: o, key: make([]byte, 32), pages: newPages(), tools: map[string]*Tool{}}
+	s := &Server{Options: o, key: make([]byte, 32), confirmFor: confirmFor, pages: newPages(), tools: map[string]*Tool{}}
 	rand.Read(s.key) // it never fails
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mark3labs/mcp-go/client"
 	"github.com/mark3labs/mcp-go/client/transport"
@@ -21,6 +22,13 @@ import (
 func connected(t *testing.T, s *Server, version string, options ...client.ClientOption) *client.Client {
 	t.Helper()
 	c := client.NewClient(transport.NewInProcessTransportWithOptions(s.mcp), options...)
+	greet(t, c, version)
+	return c
+}
+
+// greet has a client begin to speak a revision.
+func greet(t *testing.T, c *client.Client, version string) {
+	t.Helper()
 	t.Cleanup(func() { c.Close() })
 	if err := c.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -29,7 +37,6 @@ func connected(t *testing.T, s *Server, version string, options ...client.Client
 	if _, err := c.Initialize(t.Context(), hello); err != nil {
 		t.Fatal(err)
 	}
-	return c
 }
 
 // call calls a tool and gives its text, its structured half and whether it is an error.
@@ -293,43 +300,109 @@ func personal(t *testing.T, s *Server, version string, person *asked) *client.Cl
 		return connected(t, s, version)
 	}
 	c := client.NewClient(transport.NewInProcessTransportWithOptions(s.mcp, transport.WithElicitationHandler(person)), client.WithElicitationHandler(person))
-	t.Cleanup(func() { c.Close() })
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
+	greet(t, c, version)
+	return c
+}
+
+// modern is a call's context of a client that speaks the revision in which it calls again, and can ask a person.
+func modern(t *testing.T) context.Context {
+	return server.WithRequestProtocolInfo(t.Context(), &server.RequestProtocolInfo{Modern: true,
+		ClientCapabilities: &mcp.ClientCapabilities{Elicitation: &mcp.ElicitationCapability{}}})
+}
+
+// askedFor is a call that was answered with a question, and comes again with a yes.
+func askedFor(t *testing.T, s *Server, text string, bound ...string) *Call {
+	t.Helper()
+	c := &Call{server: s, tool: &Tool{Name: "act"}, args: []byte(`{"lines":3}`)}
+	var pending *needsInput
+	if err := c.Confirm(modern(t), text, bound...); !errors.As(err, &pending) {
+		t.Fatalf("nobody is asked: %v", err)
 	}
-	hello := mcp.InitializeRequest{Params: mcp.InitializeParams{ProtocolVersion: version, ClientInfo: mcp.Implementation{Name: "test", Version: "1"}}}
-	if _, err := c.Initialize(t.Context(), hello); err != nil {
-		t.Fatal(err)
-	}
+	c.mcp.Params.RequestState = pending.result.RequestState
+	c.mcp.Params.InputResponses = mcp.InputResponses{"confirm": mcp.NewElicitationInputResponse(mcp.ElicitationResult{ElicitationResponse: mcp.ElicitationResponse{
+		Action: mcp.ElicitationResponseActionAccept, Content: map[string]any{"confirm": true}}})}
 	return c
 }
 
 func TestConfirmationsAreForWhatWasAsked(t *testing.T) {
 	s := New(Options{Name: "test", Version: "1"})
-	c := &Call{server: s, tool: &Tool{Name: "act"}, args: []byte(`{"lines":3}`)}
-	modern := server.WithRequestProtocolInfo(t.Context(), &server.RequestProtocolInfo{Modern: true,
-		ClientCapabilities: &mcp.ClientCapabilities{Elicitation: &mcp.ElicitationCapability{}}})
-	var pending *needsInput
-	if err := c.Confirm(modern, "remove 3 lines"); !errors.As(err, &pending) {
-		t.Fatalf("nobody is asked: %v", err)
-	}
-	state := pending.result.RequestState
-	yes := mcp.InputResponses{"confirm": mcp.NewElicitationInputResponse(mcp.ElicitationResult{ElicitationResponse: mcp.ElicitationResponse{
-		Action: mcp.ElicitationResponseActionAccept, Content: map[string]any{"confirm": true}}})}
-	for name, change := range map[string]func(c *Call) string{
-		"the same":       func(*Call) string { return "remove 3 lines" },
-		"another text":   func(*Call) string { return "remove 4 lines" },
-		"another tool":   func(c *Call) string { c.tool = &Tool{Name: "other"}; return "remove 3 lines" },
-		"other inputs":   func(c *Call) string { c.args = []byte(`{"lines":4}`); return "remove 3 lines" },
-		"another caller": func(c *Call) string { c.Caller.Name = "other"; return "remove 3 lines" },
-		"no signature":   func(c *Call) string { c.mcp.Params.RequestState = "AAAA"; return "remove 3 lines" },
-		"no answer":      func(c *Call) string { c.mcp.Params.InputResponses = nil; return "remove 3 lines" },
+	for name, change := range map[string]func(c *Call) (text, digest string){
+		"the same":         func(*Call) (string, string) { return "remove 3 lines", "a" },
+		"another text":     func(*Call) (string, string) { return "remove 4 lines", "a" },
+		"another digest":   func(*Call) (string, string) { return "remove 3 lines", "b" },
+		"another tool":     func(c *Call) (string, string) { c.tool = &Tool{Name: "other"}; return "remove 3 lines", "a" },
+		"other inputs":     func(c *Call) (string, string) { c.args = []byte(`{"lines":4}`); return "remove 3 lines", "a" },
+		"another caller":   func(c *Call) (string, string) { c.Caller.Name = "other"; return "remove 3 lines", "a" },
+		"another role":     func(c *Call) (string, string) { c.Caller.Role = protocol.Admin; return "remove 3 lines", "a" },
+		"other keys":       func(c *Call) (string, string) { c.Caller.Key = "U2"; return "remove 3 lines", "a" },
+		"no signature":     func(c *Call) (string, string) { c.mcp.Params.RequestState = "AAAA"; return "remove 3 lines", "a" },
+		"another server's": func(c *Call) (string, string) { c.server = New(Options{Name: "test"}); return "remove 3 lines", "a" },
+		"no answer":        func(c *Call) (string, string) { c.mcp.Params.InputResponses = nil; return "remove 3 lines", "a" },
 	} {
-		again := *c
-		again.mcp.Params.RequestState, again.mcp.Params.InputResponses = state, yes
-		text := change(&again)
-		if err := again.Confirm(modern, text); (err == nil) != (name == "the same") {
+		again := askedFor(t, s, "remove 3 lines", "a")
+		text, digest := change(again)
+		if err := again.Confirm(modern(t), text, digest); (err == nil) != (name == "the same") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A yes is good for one time, however its state is written, and not for ever.
+func TestConfirmationsAreUsedUp(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	c := askedFor(t, s, "remove 3 lines")
+	if err := c.Confirm(modern(t), "remove 3 lines"); err != nil {
+		t.Fatal(err)
+	}
+	for _, state := range []string{c.mcp.Params.RequestState, c.mcp.Params.RequestState + "\n"} {
+		c.mcp.Params.RequestState = state
+		if err := c.Confirm(modern(t), "remove 3 lines"); err == nil || !strings.Contains(err.Error(), "confirmed once") {
+			t.Errorf("a yes counts twice: %v", err)
+		}
+	}
+	s.confirmFor = -time.Second
+	if err := askedFor(t, s, "remove 3 lines").Confirm(modern(t), "remove 3 lines"); err == nil || !strings.Contains(err.Error(), "took longer") {
+		t.Errorf("a yes counts after its time: %v", err)
+	}
+}
+
+// silent is a person who is asked and says nothing, until the client gives up.
+type silent struct{ asked chan struct{} }
+
+func (s silent) Elicit(ctx context.Context, _ mcp.ElicitationRequest) (*mcp.ElicitationResult, error) {
+	s.asked <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Before revision 2026-07-28 the server waits for the person, and not for ever. A call that is cancelled meanwhile ends.
+func TestNobodyConfirms(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	done := false
+	Add(s, Tool{Name: "act", Toolset: "test", Effect: Destroys, Timeout: time.Nanosecond}, func(ctx context.Context, c *Call, _ struct{}) (*Answer[line], error) {
+		if err := c.Confirm(ctx, "remove all"); err != nil {
+			return nil, err
+		}
+		done = true
+		return &Answer[line]{Summary: "done"}, nil
+	})
+	person := silent{make(chan struct{}, 1)}
+	c := client.NewClient(transport.NewInProcessTransportWithOptions(s.mcp, transport.WithElicitationHandler(person)), client.WithElicitationHandler(person))
+	greet(t, c, mcp.ProtocolVersion20251125)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		<-person.asked
+		cancel()
+	}()
+	if r, err := c.CallTool(ctx, mcp.CallToolRequest{Params: mcp.CallToolParams{Name: "act"}}); err == nil && !r.IsError {
+		t.Errorf("a call that was cancelled says %v", r.Content)
+	}
+	s.confirmFor = time.Millisecond
+	if text, _, failed := call(t, c, "act", nil); !failed || !strings.Contains(text, "nobody confirmed it within 1ms") {
+		t.Errorf("%q", text)
+	}
+	if done {
+		t.Error("it was done")
 	}
 }

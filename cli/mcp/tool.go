@@ -73,6 +73,11 @@ func Add[In, Row any](s *Server, t Tool, handle Handler[In, Row]) {
 		c := &Call{Caller: s.callerOf(ctx), server: s, tool: &t, mcp: r}
 		began := time.Now()
 		result, err := answer(ctx, c, handle)
+		if err == nil && result.NeedsInput() && !callsAgain(ctx) {
+			if err = c.askPerson(ctx, result); err == nil {
+				result, err = answer(ctx, c, handle)
+			}
+		}
 		c.record(result, err, time.Since(began))
 		if err != nil {
 			result = mcp.NewToolResultError(explain(ctx, err))
