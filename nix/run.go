@@ -66,6 +66,7 @@ type job struct {
 	log     func(line string) // told each line of the log as it comes; may be nil
 	out     io.Writer         // what it prints as its result; nil: that belongs to the log
 	files   []*os.File        // for the program to read, as /dev/fd/3 and so on
+	env     []string          // beside our own
 }
 
 // run ends with ctx, too. What Nix itself gave up is a *RunError.
@@ -74,7 +75,7 @@ func (j job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.Dir, c.ExtraFiles = "/", j.files
+	c.Dir, c.ExtraFiles, c.Env = "/", j.files, append(c.Env, j.env...)
 	log := &lines{each: j.log}
 	c.Stdout, c.Stderr = j.out, log
 	if j.out == nil {
