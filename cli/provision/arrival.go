@@ -119,8 +119,12 @@ func (a *Arrival) convertible(f Facts) error {
 		return fmt.Errorf("it runs %s; machines with NixOS, Debian, or what is made of Debian (such as Ubuntu) can be brought in", f.OS)
 	case a.Conversion.Method == project.MethodNone:
 		return fmt.Errorf("it runs %s, and method none converts nothing: install NixOS on it, or use another --method", f.OS)
+	case a.Conversion.Missing != nil:
+		return a.Conversion.Missing
+	case a.Conversion.Method == project.MethodInfect && !a.Conversion.Mutation:
+		return a.losable(f)
 	}
-	return a.Conversion.Missing
+	return nil
 }
 
 // toNixOS converts a machine, whose boot is before's.
@@ -133,7 +137,7 @@ func (a *Arrival) toNixOS(ctx context.Context, m *Machine, before Facts) (*Machi
 	if a.Conversion.Method == project.MethodAnywhere {
 		err = a.anywhere(ctx, m)
 	} else {
-		m, err = a.infect(ctx, m)
+		m, err = a.infect(ctx, m, before)
 	}
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,68 @@ func TestArrivalConverts(t *testing.T) {
 	}
 }
 
+// The script is told what it can't find out, or would do wrong.
+func TestScriptIsTold(t *testing.T) {
+	const always = "HOME=/root USER=root NIX_CHANNEL=nixos-25.11 bootFs=/boot SUDO_USER=admin"
+	for name, c := range map[string]struct {
+		change func(t *testing.T, h *sshtest.Host, a *Arrival)
+		want   string
+	}{
+		"by DHCP":         {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.ListensAt(t, "22") }, always + " NO_REBOOT=1"},
+		"a fixed address": {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.FixedAddress(t, "ens18", 2) }, always + " doNetConf=y NO_REBOOT=1"},
+		"Hetzner's": {func(t *testing.T, h *sshtest.Host, a *Arrival) {
+			h.FixedAddress(t, "eth0", 2)
+			a.Conversion.Hetzner = true
+		}, always + " PROVIDER=hetznercloud NO_REBOOT=1"},
+		"/tmp in memory": {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.TmpInMemory(t) }, always + " NO_SWAP=1 NO_REBOOT=1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := sshtest.Start(t)
+			h.Runs(t, debian12)
+			a, _ := arrival(t, h, becomesNixOS)
+			c.change(t, h, a)
+			m, err := a.NixOS(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Close()
+			var told []string
+			for _, word := range strings.Fields(h.Asked()[0]) {
+				if v, ok := strings.CutPrefix(word, "--setenv="); ok {
+					told = append(told, v)
+				}
+			}
+			if got := strings.ReplaceAll(strings.Join(told, " "), h.Path("/"), "/"); got != c.want {
+				t.Errorf("it was told %s, not %s", got, c.want)
+			}
+		})
+	}
+}
+
+// A configuration that a try of the script wrote is written anew by the next, which may come with another key; one that was there
+// before stays. What a late failure moved away is there again.
+func TestNextTry(t *testing.T) {
+	const script = `[ -d "$FAKE_ROOT/boot" ] || exit 8; rmdir "$FAKE_ROOT/boot"
+file=$FAKE_ROOT/etc/nixos/configuration.nix; mkdir -p "$FAKE_ROOT/etc/nixos"; [ -e "$file" ] || echo "of try $(wc -l <"$FAKE_ROOT/unit/asked")" >"$file"; exit 7`
+	for owners, want := range map[string]string{"": "of try 2\n", "mine\n": "mine\n"} {
+		h := sshtest.Start(t)
+		h.Runs(t, debian12)
+		file := h.Path("/etc/nixos/configuration.nix")
+		if owners != "" {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(owners), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a, _ := arrival(t, h, script)
+		if _, err := a.NixOS(t.Context()); err == nil || !strings.Contains(err.Error(), "ended with exit-code (7)") {
+			t.Errorf("got %v", err)
+		}
+		if got, err := os.ReadFile(file); err != nil || string(got) != want {
+			t.Errorf("after two tries it is %q, %v; want %q", got, err, want)
+		}
+	}
+}
+
 // A machine that runs NixOS is taken as it is, whatever the method.
 func TestArrivalOfNixOS(t *testing.T) {
 	for _, method := range project.Methods {
@@ -108,6 +171,11 @@ func TestArrivalRefuses(t *testing.T) {
 		"sudo asks":       {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.NoSudo(t, "sudo: a password is required") }, "look: sudo asks admin for a password"},
 		"may not sudo":    {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.NoSudo(t, "admin is not in the sudoers file.") }, "look: sudo does not let admin become root"},
 		"there's no sudo": {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.NoSudo(t, "sh: 1: sudo: not found") }, "look: admin is not root, and there is no sudo"},
+		"sshd elsewhere":  {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.ListensAt(t, "2222") }, "look: its sshd listens at port 2222, and after the conversion at 22 only"},
+		"reached elsewhere": {func(t *testing.T, h *sshtest.Host, a *Arrival) {
+			h.ListensAt(t, "22", strconv.Itoa(a.Ways[0].Port))
+		}, "look: its sshd listens at port 22 and "},
+		"a fixed address": {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.FixedAddress(t, "br0", 4) }, "look: its address on br0 is not from DHCP"},
 		"no key":          {func(t *testing.T, h *sshtest.Host, a *Arrival) { h.LetOnly("eve") }, "reach: admin@"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -290,12 +358,14 @@ func TestJournal(t *testing.T) {
 func TestParseFacts(t *testing.T) {
 	const rest = "\nuid=0\nuname=Linux aarch64\nboot=0123456789abcdef0123456789abcdef\nsystemd=1\n"
 	for text, want := range map[string]Facts{
-		"ID=debian":                                    {Debian: true},
-		"ID=ubuntu\nID_LIKE=debian":                    {Debian: true},
-		"ID=linuxmint\nID_LIKE=\"ubuntu debian\"":      {Debian: true},
-		"ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"": {},
-		"ID=nixos\nnixos=1":                            {NixOS: true},
-		"ID=debian\nnixos=1":                           {NixOS: true},
+		"ID=debian":                                       {Debian: true},
+		"ID=ubuntu\nID_LIKE=debian":                       {Debian: true},
+		"ID=linuxmint\nID_LIKE=\"ubuntu debian\"":         {Debian: true},
+		"ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"":    {},
+		"ID=nixos\nnixos=1":                               {NixOS: true},
+		"ID=debian\nnixos=1":                              {NixOS: true},
+		"ports=22 2222 \nfixed=eth0\nindex=2\ntmp=memory": {SSHPorts: "22 2222", FixedOn: "eth0", FixedFirst: true, TmpMemory: true},
+		"fixed=br0\nindex=12":                             {FixedOn: "br0"},
 	} {
 		want.Arch, want.BootID = "aarch64", "0123456789abcdef0123456789abcdef"
 		if got, err := parseFacts(text + rest); err != nil || got != want {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +20,7 @@ type Conversion struct {
 	Version  string // of NixOS, such as 25.11
 	Script   []byte // MethodInfect: run by bash as root
 	Mutation bool   // the script is another way: it takes --apply, and leaves the reboot to the machine's owner
-	Hetzner  bool   // the script has to write down the network, which is not asked for by DHCP
+	Hetzner  bool   // the machine is one of Hetzner's, which the script is told
 
 	// MethodAnywhere: installs over the machine from here, and returns the last lines of its log with an error.
 	Anywhere func(ctx context.Context, t Target, node string) ([]string, error)
@@ -39,23 +40,49 @@ const (
 	logLines     = 12
 )
 
-// letInScript keeps the ways in: the script lets root in with the keys that root has, or else with those of the user who
-// sudoed. $1 is that user, $2 the key that we came with.
-const letInScript = `umask 077
+// losable tells why a machine would be out of reach once the script has converted it: there, NixOS lets in at port 22, and has
+// the address that DHCP gives it, or the one that the script found on the first interface.
+func (a *Arrival) losable(f Facts) error {
+	ports, at := strings.Fields(f.SSHPorts), fmt.Sprint(a.Ways[0].Port)
+	switch {
+	case len(ports) > 0 && !slices.Contains(ports, "22") || at != "22" && slices.Contains(ports, at):
+		return fmt.Errorf("its sshd listens at port %s, and after the conversion at 22 only: have it listen at 22 now, too, and reach it there (nodes.%s.ssh in %s)",
+			strings.Join(ports, " and "), a.Name, project.SettingsFile)
+	case f.FixedOn != "" && !f.FixedFirst:
+		return fmt.Errorf("its address on %s is not from DHCP, and the conversion script can keep only one of the first network interface: use --method nixos-anywhere, or --mutation with a script of yours", f.FixedOn)
+	}
+	return nil
+}
+
+// readyScript makes the machine ready for the script, in the folder $1. What earlier tries left there goes; /boot is there again,
+// which a script that failed late has moved away; and a configuration that an earlier try wrote is written anew, as that may
+// lack the key. One that the machine's owner wrote beforehand is the script's to keep.
+//
+// Then it keeps the ways in: the script lets root in with the keys that root has, or else with those of the user who
+// sudoed. $2 is that user, $3 the key that we came with.
+const readyScript = `umask 077
+mkdir -p "$1"
+[ -d /boot/ ] || mkdir -m 0755 /boot/
+if [ ! -e /etc/nixos/configuration.nix ]; then
+  touch "$1/writes-configuration"
+elif [ -e "$1/writes-configuration" ]; then
+  rm -f /etc/nixos/configuration.nix /etc/nixos/hardware-configuration.nix /etc/nixos/networking.nix
+fi
+rm -f "$1/log"
 mkdir -p /root/.ssh
 file=/root/.ssh/authorized_keys
 if [ ! -s "$file" ]; then
-  cat "$(getent passwd "$1" | cut -d: -f6)/.ssh/authorized_keys" >"$file" 2>/dev/null || true
+  cat "$(getent passwd "$2" | cut -d: -f6)/.ssh/authorized_keys" >"$file" 2>/dev/null || true
 fi
 touch "$file"
 while read -r line; do
-  case $line in "$2"*) exit 0 ;; esac
+  case $line in "$3"*) exit 0 ;; esac
 done <"$file"
 [ -z "$(tail -c 1 "$file")" ] || echo >>"$file"
-printf '%s\n' "$2" >>"$file"`
+printf '%s\n' "$3" >>"$file"`
 
 // infect runs the script, or waits for one that runs already, and gives the connection on which it saw the end.
-func (a *Arrival) infect(ctx context.Context, m *Machine) (*Machine, error) {
+func (a *Arrival) infect(ctx context.Context, m *Machine, before Facts) (*Machine, error) {
 	for try := 1; ; try++ {
 		state, err := conversionOf(ctx, m)
 		switch {
@@ -63,7 +90,7 @@ func (a *Arrival) infect(ctx context.Context, m *Machine) (*Machine, error) {
 		case state.running():
 			a.Step(PhaseConvert, "the conversion is under way")
 		case !state.succeeded():
-			err = a.startConversion(ctx, m)
+			err = a.startConversion(ctx, m, before)
 		}
 		if err == nil {
 			m, err = a.followConversion(ctx, m)
@@ -88,37 +115,22 @@ func (a *Arrival) infect(ctx context.Context, m *Machine) (*Machine, error) {
 	}
 }
 
-func (a *Arrival) startConversion(ctx context.Context, m *Machine) error {
-	c := a.Conversion
-	if _, err := run(ctx, stepTime, m, nil, "mkdir", "-p", "-m", "0700", convertDir); err != nil {
-		return err
-	}
-	if err := upload(ctx, m, convertFile, c.Script, "0700"); err != nil {
-		return err
-	}
+func (a *Arrival) startConversion(ctx context.Context, m *Machine, f Facts) error {
 	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(m.UserKey)))
-	if _, err := run(ctx, stepTime, m, nil, "sh", "-c", letInScript, "sh", m.user, key); err != nil {
-		return fmt.Errorf("let root in after the conversion: %w", err)
+	if _, err := run(ctx, stepTime, m, nil, "sh", "-euc", readyScript, "sh", convertDir, m.user, key); err != nil {
+		return fmt.Errorf("make it ready for the conversion: %w", err)
 	}
-	// What an earlier try left: its log, and the unit where it failed.
-	if _, err := run(ctx, stepTime, m, nil, "rm", "-f", convertLog); err != nil {
+	if err := upload(ctx, m, convertFile, a.Conversion.Script, "0700"); err != nil {
 		return err
 	}
-	_, _ = run(ctx, stepTime, m, nil, "systemctl", "reset-failed", convertUnit) // fails where there is none
+	_, _ = run(ctx, stepTime, m, nil, "systemctl", "reset-failed", convertUnit) // of an earlier try; fails where there is none
 	argv := []string{"systemd-run", "--quiet", "--unit=" + convertUnit, "--description=conversion to NixOS",
-		"--property=Type=exec", "--property=RemainAfterExit=yes", "--property=StandardOutput=append:" + convertLog,
-		"--setenv=HOME=/root", "--setenv=USER=root", "--setenv=NIX_CHANNEL=nixos-" + c.Version}
-	if m.user != "root" {
-		argv = append(argv, "--setenv=SUDO_USER="+m.user)
-	}
-	if c.Hetzner {
-		argv = append(argv, "--setenv=PROVIDER=hetznercloud")
-	}
-	if !c.Mutation {
-		argv = append(argv, "--setenv=NO_REBOOT=1")
+		"--property=Type=exec", "--property=RemainAfterExit=yes", "--property=StandardOutput=append:" + convertLog}
+	for _, v := range a.environment(f, m.user) {
+		argv = append(argv, "--setenv="+v)
 	}
 	argv = append(argv, "/bin/bash", convertFile)
-	if c.Mutation {
+	if a.Conversion.Mutation {
 		argv = append(argv, "--apply")
 	}
 	if _, err := run(ctx, stepTime, m, nil, argv...); err != nil {
@@ -126,6 +138,28 @@ func (a *Arrival) startConversion(ctx context.Context, m *Machine) error {
 	}
 	a.Step(PhaseConvert, "the conversion script runs")
 	return nil
+}
+
+// environment is what the script is told about the machine, and the user who sudoes.
+func (a *Arrival) environment(f Facts, user string) []string {
+	c := a.Conversion
+	all := []string{"HOME=/root", "USER=root", "NIX_CHANNEL=nixos-" + c.Version}
+	all = append(all, "bootFs=/boot") // where there is EFI, the script finds that out; elsewhere it needs it, and forgets to set it
+	if user != "root" {
+		all = append(all, "SUDO_USER="+user)
+	}
+	if c.Hetzner {
+		all = append(all, "PROVIDER=hetznercloud")
+	} else if f.FixedOn != "" {
+		all = append(all, "doNetConf=y") // the network is written down as it is, else DHCP is asked
+	}
+	if f.TmpMemory {
+		all = append(all, "NO_SWAP=1") // it would swap to a file in /tmp
+	}
+	if !c.Mutation {
+		all = append(all, "NO_REBOOT=1")
+	}
+	return all
 }
 
 // conversion is how the unit is.

@@ -16,6 +16,12 @@ type Facts struct {
 	Debian bool   // or something that is made of it
 	Arch   string // as uname says, such as x86_64
 	BootID string
+
+	// What matters to a script that converts it.
+	SSHPorts   string // where its sshd listens, separated by spaces; "" where that is not known
+	FixedOn    string // the interface of its default route, where an address of that is not from DHCP; else ""
+	FixedFirst bool   // that is its first interface
+	TmpMemory  bool   // its /tmp is in memory
 }
 
 // lookScript prints facts a line each. A machine that runs NixOS has a current system that tells its version, which one that
@@ -25,6 +31,13 @@ echo "uname=$(uname -sm)"
 echo "boot=$(cat /proc/sys/kernel/random/boot_id)"
 [ -d /run/systemd/system ] && echo systemd=1
 [ -e /run/current-system/nixos-version ] && echo nixos=1
+echo "ports=$(sshd -T 2>/dev/null | sed -n 's/^port //p' | tr '\n' ' ')"
+dev=$(ip -4 route show default 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p' | head -n 1)
+if [ -n "$dev" ] && ip -4 -o address show dev "$dev" scope global | grep -qv ' dynamic '; then
+  echo "fixed=$dev"
+  echo "index=$(cat "/sys/class/net/$dev/ifindex")"
+fi
+[ "$(stat -f -c %T /tmp 2>/dev/null)" = tmpfs ] && echo tmp=memory
 sed -n 's/^\(ID\|ID_LIKE\|PRETTY_NAME\|VARIANT_ID\)=/&/p' /etc/os-release || true`
 
 // Look asks a machine what it is. One that can't be brought in is an error that says what can.
@@ -49,6 +62,7 @@ func parseFacts(text string) (Facts, error) {
 	f := Facts{
 		NixOS: said["nixos"] == "1" && said["VARIANT_ID"] != "installer",
 		OS:    said["PRETTY_NAME"], Arch: arch, BootID: said["boot"],
+		SSHPorts: strings.TrimSpace(said["ports"]), FixedOn: said["fixed"], FixedFirst: said["index"] == "2", TmpMemory: said["tmp"] == "memory", // 1 is the loopback
 	}
 	like := append(strings.Fields(said["ID_LIKE"]), said["ID"])
 	f.Debian = !f.NixOS && (slices.Contains(like, "debian") || slices.Contains(like, "ubuntu"))

@@ -25,7 +25,7 @@ func login(ctx context.Context, l *lab.Lab, key, user, host string, argv ...stri
 // infected runs the lab's stand-in of nixos-infect over SSH, and returns what it printed.
 func infected(t *testing.T, l *lab.Lab, key, user string, n *lab.Node) (string, error) {
 	t.Helper()
-	argv := []string{"env", "NO_REBOOT=1", "NIX_CHANNEL=nixos-25.11", "bash", "-s"}
+	argv := []string{"env", "NO_REBOOT=1", "NIX_CHANNEL=nixos-25.11", "NO_SWAP=1", "bootFs=/boot", "doNetConf=y", "bash", "-s"}
 	if user != "root" {
 		argv = append([]string{"sudo"}, argv...)
 	}
@@ -118,7 +118,7 @@ func TestPlain(t *testing.T) {
 		must(t, err)
 		must(t, nodes[0].WriteFile("/run/lab-infect-hold", nil, 0o644))
 		ctx, cancel := context.WithCancel(t.Context())
-		cmd := nodes[0].Command(ctx, "bash", "-s")
+		cmd := nodes[0].Command(ctx, "env", "NO_SWAP=1", "bash", "-s")
 		cmd.Stdin = strings.NewReader(lab.InfectScript)
 		out, err := cmd.StdoutPipe()
 		must(t, err)

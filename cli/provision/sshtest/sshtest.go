@@ -29,7 +29,7 @@ import (
 // folders of the machine that commands are about.
 var folders = []string{
 	"/var/lib/nix-infra-agent", "/var/lib/nix-infra-controller", "/var/lib/nix-infra-convert", "/etc/systemd/system", "/run/systemd/system",
-	"/run/current-system", "/proc/sys/kernel/random", "/etc/os-release", "/etc/nixos", "/root/.ssh",
+	"/run/current-system", "/proc/sys/kernel/random", "/sys/class/net", "/etc/os-release", "/etc/nixos", "/root/.ssh", "/boot/",
 }
 
 // Host is the machine.

@@ -23,6 +23,9 @@ func (h *Host) Runs(t testing.TB, osRelease string) {
 	must(t, os.WriteFile(h.Path("/etc/os-release"), []byte(osRelease), 0o644))
 	h.reboot(t)
 	h.script(t, "id", `echo 0`)
+	for _, none := range []string{"ip", "sshd", "stat"} {
+		h.script(t, none, `exit 1`)
+	}
 	h.script(t, "getent", `echo "$2:x:1000:1000::$FAKE_HOME/$2:/bin/bash"`)
 	h.script(t, "systemd-run", `
 unit=$FAKE_ROOT/unit
@@ -77,6 +80,26 @@ func (h *Host) NixOS(t testing.TB) {
 	must(t, os.MkdirAll(h.Path("/run/current-system"), 0o755))
 	must(t, os.WriteFile(h.Path("/run/current-system/nixos-version"), []byte("25.11\n"), 0o644))
 }
+
+// ListensAt has the machine's sshd say that it listens at these ports.
+func (h *Host) ListensAt(t testing.TB, ports ...string) {
+	h.script(t, "sshd", `printf 'port %s\n' `+strings.Join(ports, " "))
+}
+
+// FixedAddress gives the machine an address that is not from DHCP, on its interface of that number.
+func (h *Host) FixedAddress(t testing.TB, device string, index int) {
+	h.script(t, "ip", `
+case "$*" in
+"-4 route show default") echo "default via 192.0.2.1 dev `+device+` proto static" ;;
+"-4 -o address show dev `+device+` scope global") echo "`+strconv.Itoa(index)+`: `+device+`    inet 192.0.2.9/24 brd 192.0.2.255 scope global `+device+`\       valid_lft forever preferred_lft forever" ;;
+*) exit 1 ;;
+esac`)
+	must(t, os.MkdirAll(h.Path("/sys/class/net/"+device), 0o755))
+	must(t, os.WriteFile(h.Path("/sys/class/net/"+device+"/ifindex"), []byte(strconv.Itoa(index)+"\n"), 0o644))
+}
+
+// TmpInMemory has the machine's /tmp be in memory.
+func (h *Host) TmpInMemory(t testing.TB) { h.script(t, "stat", `echo tmpfs`) }
 
 // Firewall gives the machine NixOS's firewall, which notes what it is told. It knows of IPv4 only.
 func (h *Host) Firewall(t testing.TB) {
