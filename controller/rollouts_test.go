@@ -116,7 +116,10 @@ func TestSoak(t *testing.T) {
 	s.end(func(node, deployment string) protocol.Phase { return protocol.Confirmed })
 	admin.roll(t, "d2", 2, protocol.Strategy{Canary: "1", Soak: 3600}, "n1", "n2")
 	s.await("d2", "n1")
-	eventually(t, "the soak", func() bool { return !admin.show(t, "d2").Rollout.Next.IsZero() })
+	eventually(t, "the soak, and n1's own beat", func() bool {
+		b := r.state(t, admin, "n1").Beat
+		return !admin.show(t, "d2").Rollout.Next.IsZero() && b != nil && b.Deployment == "d2"
+	})
 	s.nodes["n1"].beat(t, protocol.Beat{Interval: 120, Serial: 2, Deployment: "d2", Phase: protocol.Confirmed, Degraded: []string{"web.service"}})
 	d := admin.stands(t, "d2", protocol.RolloutStopped)
 	if n := d.Nodes["n1"]; !n.Failed || n.Note == "" || n.Phase != protocol.Confirmed || d.Nodes["n2"].Released {

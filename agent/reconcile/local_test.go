@@ -66,7 +66,7 @@ func TestApply(t *testing.T) {
 		}
 		phases, lines := follow(t, l, deployment)
 		want := []protocol.Phase{protocol.Accepted, protocol.Fetching, protocol.Building, protocol.Activating, protocol.Checking, protocol.Confirming, protocol.Confirmed}
-		// Who follows may come after the first ones, and is told of the one that it finds twice then.
+		// Who follows comes while it is built at the latest, and is told of the one that it finds twice then.
 		phases = slices.Compact(slices.DeleteFunc(phases, func(p protocol.Phase) bool { return p == "" }))
 		if n := len(want) - len(phases); n < 0 || n > 2 || !slices.Equal(phases, want[n:]) || lines == 0 {
 			t.Errorf("phases %q, %d lines", phases, lines)

@@ -254,6 +254,7 @@ func (a agent) Build(ctx context.Context, b Build) (string, error) {
 	if err := a.act("build"); err != nil {
 		return "", err
 	}
+	time.Sleep(time.Second) // in a bubble's time: who follows is there by then
 	b.Log("building")
 	a.mu.Lock()
 	a.effect("build")
