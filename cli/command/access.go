@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -54,7 +55,27 @@ func (a *app) readAccess() (*accessRecord, error) {
 	return r, a.readRecord(accessFile, r, &r.Version)
 }
 
-func (a *app) writeAccess(r *accessRecord) error { return a.writeRecord(accessFile, r) }
+// changeAccess changes the record, with no other run of this program in between.
+func (a *app) changeAccess(change func(*accessRecord) error) error {
+	return a.alone(func() error {
+		r, err := a.readAccess()
+		if err != nil {
+			return err
+		}
+		if err := change(r); err != nil {
+			return err
+		}
+		return a.writeRecord(accessFile, r)
+	})
+}
+
+// forgetGrant takes a grant off the record whose credentials nobody got.
+func (a *app) forgetGrant(key string) error {
+	return a.changeAccess(func(r *accessRecord) error {
+		r.Grants = slices.DeleteFunc(r.Grants, func(g grant) bool { return g.Key == key })
+		return nil
+	})
+}
 
 // find is the grant of that name that was not revoked, nil if there is none.
 func (r *accessRecord) find(name string) *grant {
@@ -89,33 +110,32 @@ func (r *accessRecord) note(named grant) *grant {
 // revoke takes back what the keys of grants may do: in the project first, whose next account JWT would otherwise know
 // nothing of it, then in the fleet. Where one was revoked before, the fleet is told again.
 func (a *app) revoke(ctx context.Context, e *enrolment, grants ...grant) error {
-	r, err := a.readAccess()
+	err := a.changeAccess(func(r *accessRecord) error {
+		now := time.Now().UTC().Truncate(time.Second)
+		for _, named := range grants {
+			g := r.note(named)
+			g.Revoked, g.RevokedBy = &now, e.me.Name
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	now := time.Now().UTC().Truncate(time.Second)
-	for _, named := range grants {
-		g := r.note(named)
-		g.Revoked, g.RevokedBy = &now, e.me.Name
-	}
-	if err := a.writeAccess(r); err != nil {
-		return err
-	}
-	return a.putInForce(ctx, e, r)
+	return a.putInForce(ctx, e)
 }
 
 // putInForce makes an account JWT of what the project knows, and has the fleet go by it.
-func (a *app) putInForce(ctx context.Context, e *enrolment, r *accessRecord) error {
-	if err := a.republish(ctx, e.Authority, r); err != nil {
+func (a *app) putInForce(ctx context.Context, e *enrolment) error {
+	if err := a.republish(ctx, e); err != nil {
 		return err
 	}
-	e.me.fleet.Public = e.Public
 	if err := a.sendAccount(ctx, e); err != nil {
 		return &outcome{Unanswered, fmt.Errorf("it is revoked in the project, and the fleet does not know it yet: %w; run the same command again when the controller can be reached", err)}
 	}
 	return nil
 }
 
+// sendAccount has the fleet go by the account JWT of the project.
 func (a *app) sendAccount(ctx context.Context, e *enrolment) error {
 	s, err := a.connectAs(ctx, e.me)
 	if err != nil {
@@ -123,8 +143,17 @@ func (a *app) sendAccount(ctx context.Context, e *enrolment) error {
 	}
 	defer s.Close()
 	var reply protocol.AccountReply
-	if err := s.Controller(ctx, protocol.PutAccount, protocol.AccountUpdate{Account: e.Public.AccountJWT}, &reply); err != nil {
-		return err
+	for {
+		err := s.Controller(ctx, protocol.PutAccount, protocol.AccountUpdate{Account: e.Public.AccountJWT}, &reply)
+		if err == nil {
+			break
+		}
+		// Another run may have made and sent a newer one meanwhile, which has all of this one.
+		newest, readErr := a.readFleet()
+		if !errors.Is(err, &protocol.Refusal{Code: protocol.Conflict}) || readErr != nil || newest.Public.AccountJWT == e.Public.AccountJWT {
+			return err
+		}
+		e.Public, e.me.fleet.Public = newest.Public, newest.Public
 	}
 	if !reply.External {
 		return nil
@@ -142,7 +171,24 @@ func (a *app) sendAccount(ctx context.Context, e *enrolment) error {
 }
 
 // republish makes a new account JWT, unless the one there is says the same, and keeps it in fleet.json.
-func (a *app) republish(ctx context.Context, authority *provision.Authority, r *accessRecord) error {
+func (a *app) republish(ctx context.Context, e *enrolment) error {
+	return a.alone(func() error {
+		newest, err := a.readFleet()
+		if err != nil {
+			return err
+		}
+		r, err := a.readAccess()
+		if err != nil {
+			return err
+		}
+		e.Public = newest.Public // another run may have made one since this one began
+		err = a.republishAlone(ctx, e.Authority, r)
+		e.me.fleet.Public = e.Public
+		return err
+	})
+}
+
+func (a *app) republishAlone(ctx context.Context, authority *provision.Authority, r *accessRecord) error {
 	known, err := protocol.Revocations(authority.Public.AccountJWT)
 	if err != nil {
 		return err

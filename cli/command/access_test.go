@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -374,6 +375,43 @@ func TestAuditVerify(t *testing.T) {
 	f.CutRecord(4)
 	if out := s.must("audit", "verify"); !strings.Contains(out, "cut  node web1, record 1–3") || !strings.Contains(out, "8 records of 2 writers") {
 		t.Errorf("cut by retention:\n%s", out)
+	}
+}
+
+// Two that change the record at once, as CI and a person do, lose nothing of each other's, and the fleet ends up with the
+// account JWT that has all.
+func TestAccessOfManyAtOnce(t *testing.T) {
+	s, f := newFleet(t)
+	const many = 8
+	all := func(args func(name string) []string) {
+		t.Helper()
+		var wg sync.WaitGroup
+		for i := range many {
+			wg.Go(func() {
+				if r := s.runContext(t.Context(), &watched{}, args(fmt.Sprint("user", i))...); r.status != OK {
+					t.Errorf("user%d: %s", i, r.stderr)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	all(func(name string) []string {
+		return []string{"access", "add", name, "--role", "viewer", "--out", s.path(name + ".creds")}
+	})
+	keys := map[string]string{}
+	for _, d := range documents(t, s.must("access", "list", "--json")) {
+		keys[d["name"].(string)] = d["key"].(string)
+	}
+	for i := range many {
+		_, claims, err := protocol.ParseCredentials([]byte(s.read(fmt.Sprintf("user%d.creds", i))))
+		if err != nil || keys[fmt.Sprint("user", i)] != claims.Subject {
+			t.Errorf("user%d is not on record with what they have: %v", i, err)
+		}
+	}
+	all(func(name string) []string { return []string{"access", "revoke", name, "--batch"} })
+	void, err := protocol.Revocations(f.Account())
+	if err != nil || len(void) != many || !strings.Contains(s.read("nix-infra/fleet.json"), f.Account()) {
+		t.Errorf("the fleet knows that %d of %d are revoked: %v", len(void), many, err)
 	}
 }
 

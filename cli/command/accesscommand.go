@@ -121,13 +121,6 @@ func (a *app) accessAdd(name string, o accessOptions) error {
 	if err != nil {
 		return err
 	}
-	record, err := a.readAccess()
-	if err != nil {
-		return err
-	}
-	if g := record.find(name); g != nil {
-		return fmt.Errorf("%s has access already, as %s by %s; take it back first: nix-infra access revoke %s", name, g.Role, first(g.By, "somebody"), name)
-	}
 	g := grant{Name: name, Role: role, Targets: targets, By: e.me.Name, At: now}
 	var last time.Time
 	if expires != nil {
@@ -143,13 +136,18 @@ func (a *app) accessAdd(name string, o accessOptions) error {
 	}
 	// On record before anybody can have it: what is not there can't be revoked.
 	g.Key = claims.Subject
-	record.Grants = append(record.Grants, g)
-	if err := a.writeAccess(record); err != nil {
+	err = a.changeAccess(func(r *accessRecord) error {
+		if g := r.find(name); g != nil {
+			return fmt.Errorf("%s has access already, as %s by %s; take it back first: nix-infra access revoke %s", name, g.Role, first(g.By, "somebody"), name)
+		}
+		r.Grants = append(r.Grants, g)
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	if err := a.handOut(file, creds); err != nil {
-		record.Grants = record.Grants[:len(record.Grants)-1] // nobody has it
-		return errors.Join(err, a.writeAccess(record))
+		return errors.Join(err, a.forgetGrant(g.Key))
 	}
 	if file == "-" {
 		a.note("%s has access as %s to %s, until %s", name, role, reaches(targets), ends(g.Expires))
@@ -261,7 +259,7 @@ func (a *app) accessRevoke(ctx context.Context, name string) error {
 	case g == nil:
 		for _, old := range record.Grants {
 			if old.Name == name {
-				if err := a.putInForce(ctx, e, record); err != nil {
+				if err := a.putInForce(ctx, e); err != nil {
 					return err
 				}
 				a.say("%s was revoked before; the fleet was told again\n", name)

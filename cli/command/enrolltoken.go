@@ -124,17 +124,16 @@ func (me *identity) mayLetIn() error {
 // broken off before that makes others.
 func (a *app) letTokensIn(ctx context.Context, e *enrolment) error {
 	changed, err := e.Keys.Complete()
-	if err != nil || !changed {
-		return err
-	}
-	r, err := a.readAccess()
 	if err != nil {
 		return err
 	}
-	if err := a.republish(ctx, e.Authority, r); err != nil {
+	// Two that do this at once may leave the keys of one in the vault, and those of the other in the account JWT.
+	if known, err := e.Keys.Published(e.Public.AccountJWT); err != nil || known && !changed {
 		return err
 	}
-	e.me.fleet.Public = e.Public
+	if err := a.republish(ctx, e); err != nil {
+		return err
+	}
 	if _, err := e.me.verifier.SetAccount(e.Public.AccountJWT); err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func (a *app) init(ctx context.Context, o initOptions) (err error) {
 	if err := a.initMCP(keys); err != nil {
 		return err
 	}
-	if err := a.initFleet(keys, ca); err != nil {
+	if err := a.alone(func() error { return a.initFleet(keys, ca) }); err != nil {
 		return err
 	}
 	key := first(o.sshKey, p.SSHKeyName())
@@ -304,15 +304,14 @@ func (a *app) initAdmin(v *vault.Vault, keys *protocol.FleetKeys, user string) e
 		path := a.own(keysDir, adminEntry+".age")
 		return fmt.Errorf("%w; or remove %s and run this again, which makes new credentials", err, path)
 	}
-	record, err := a.readAccess()
+	err = a.changeAccess(func(r *accessRecord) error {
+		if !slices.ContainsFunc(r.Grants, func(g grant) bool { return g.Key == claims.Subject }) {
+			r.Grants = append(r.Grants, grant{Name: claims.Name, Role: protocol.Admin, Key: claims.Subject, By: claims.Name, At: time.Unix(claims.IssuedAt, 0).UTC()})
+		}
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	if !slices.ContainsFunc(record.Grants, func(g grant) bool { return g.Key == claims.Subject }) {
-		record.Grants = append(record.Grants, grant{Name: claims.Name, Role: protocol.Admin, Key: claims.Subject, By: claims.Name, At: time.Unix(claims.IssuedAt, 0).UTC()})
-		if err := a.writeAccess(record); err != nil {
-			return err
-		}
 	}
 	a.told("admin credentials", a.own(keysDir), existed)
 	return nil

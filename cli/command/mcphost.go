@@ -96,16 +96,6 @@ func (a *app) initMCP(keys *protocol.FleetKeys) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	record, err := a.readAccess()
-	if err != nil {
-		return err
-	}
-	if record.find(mcpUser) != nil {
-		// Somebody else of the team has them: they are in nobody's repository.
-		a.note("there is no %s, and %s has access already; with nix-infra access revoke %s and init it is made anew, or make another: nix-infra access add mcp-%s --role viewer --out %s",
-			path, mcpUser, mcpUser, "NAME", path)
-		return nil
-	}
 	creds, err := keys.Credentials(mcpUser, protocol.Viewer, time.Time{})
 	if err != nil {
 		return err
@@ -114,18 +104,30 @@ func (a *app) initMCP(keys *protocol.FleetKeys) error {
 	if err != nil {
 		return err
 	}
-	by := mcpUser
-	if i := slices.IndexFunc(record.Grants, func(g grant) bool { return g.Role == protocol.Admin && g.Revoked == nil }); i >= 0 {
-		by = record.Grants[i].Name
-	}
 	// On record before anybody can have it: what is not there can't be revoked.
-	record.Grants = append(record.Grants, grant{Name: mcpUser, Role: protocol.Viewer, Key: claims.Subject, By: by, At: time.Unix(claims.IssuedAt, 0).UTC()})
-	if err := a.writeAccess(record); err != nil {
+	others := false
+	err = a.changeAccess(func(r *accessRecord) error {
+		if others = r.find(mcpUser) != nil; others {
+			return nil
+		}
+		by := mcpUser
+		if i := slices.IndexFunc(r.Grants, func(g grant) bool { return g.Role == protocol.Admin && g.Revoked == nil }); i >= 0 {
+			by = r.Grants[i].Name
+		}
+		r.Grants = append(r.Grants, grant{Name: mcpUser, Role: protocol.Viewer, Key: claims.Subject, By: by, At: time.Unix(claims.IssuedAt, 0).UTC()})
+		return nil
+	})
+	if err != nil {
 		return err
 	}
+	if others {
+		// Somebody else of the team has them: they are in nobody's repository.
+		a.note("there is no %s, and %s has access already; with nix-infra access revoke %s and init it is made anew, or make another: nix-infra access add mcp-%s --role viewer --out %s",
+			path, mcpUser, mcpUser, "NAME", path)
+		return nil
+	}
 	if err := atomicfile.Write(path, creds, 0o600); err != nil {
-		record.Grants = record.Grants[:len(record.Grants)-1]
-		return errors.Join(fmt.Errorf("the credentials for MCP servers: %w", err), a.writeAccess(record))
+		return errors.Join(fmt.Errorf("the credentials for MCP servers: %w", err), a.forgetGrant(claims.Subject))
 	}
 	a.told("credentials for MCP servers", path, false)
 	return nil

@@ -114,21 +114,26 @@ func (a *app) rekey(ctx context.Context, selectors []string, o rekeyOptions) err
 // the next run revokes them.
 func (r *rekeyRun) run(ctx context.Context) error {
 	r.each(ctx, "make new keys", (*rekeying).offer)
+	var offered []grant
+	for _, n := range r.all {
+		if n.err == nil {
+			offered = append(offered, grant{Name: n.node.Name, Role: protocol.Node, Key: n.old})
+		}
+	}
+	if len(offered) > 0 {
+		err := r.changeAccess(func(record *accessRecord) error {
+			for _, g := range offered {
+				record.note(g)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
 	record, err := r.readAccess()
 	if err != nil {
 		return err
-	}
-	offered := false
-	for _, n := range r.all {
-		if n.err == nil {
-			record.note(grant{Name: n.node.Name, Role: protocol.Node, Key: n.old})
-			offered = true
-		}
-	}
-	if offered {
-		if err := r.writeAccess(record); err != nil {
-			return err
-		}
 	}
 	r.each(ctx, "take the new keys", (*rekeying).take)
 	var void []grant

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
@@ -28,6 +30,23 @@ func (a *app) readRecord(name string, record any, version *int) error {
 		return fmt.Errorf("%s is of version %d, this program knows version %d; upgrade the older one", path, *version, protocol.Version)
 	}
 	return nil
+}
+
+// alone does something with no other run of this program in between that does so, too: what is read from the project's
+// records, changed and written must not undo what somebody else wrote meanwhile. It must not be called within itself.
+func (a *app) alone(do func() error) error {
+	dir, err := os.Open(a.own())
+	if err != nil {
+		return err
+	}
+	defer dir.Close() // and the lock with it
+	for {
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err == nil {
+			return do()
+		} else if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("can't lock %s: %w", a.own(), err)
+		}
+	}
 }
 
 func (a *app) writeRecord(name string, record any) error {

@@ -1,13 +1,9 @@
 package command
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -58,27 +54,17 @@ func (a *app) readTokens() (*tokenRecord, error) {
 
 // changeTokens changes the record, with no other run of this program in between: many may wait for a machine each.
 func (a *app) changeTokens(change func(*tokenRecord) error) error {
-	dir, err := os.Open(a.own())
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	for {
-		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err == nil {
-			break
-		} else if !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("can't lock %s: %w", a.own(), err)
+	return a.alone(func() error {
+		r, err := a.readTokens()
+		if err != nil {
+			return err
 		}
-	}
-	r, err := a.readTokens()
-	if err != nil {
-		return err
-	}
-	if err := change(r); err != nil {
-		return err
-	}
-	r.Tokens = slices.DeleteFunc(r.Tokens, func(t token) bool { return time.Since(t.Ends) > keepTokens })
-	return a.writeRecord(tokensFile, r)
+		if err := change(r); err != nil {
+			return err
+		}
+		r.Tokens = slices.DeleteFunc(r.Tokens, func(t token) bool { return time.Since(t.Ends) > keepTokens })
+		return a.writeRecord(tokensFile, r)
+	})
 }
 
 // newest is the token for a node that was made last, nil if there is none.
