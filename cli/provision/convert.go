@@ -216,8 +216,10 @@ func (a *Arrival) followConversion(ctx context.Context, m *Machine) (*Machine, e
 	defer cancel()
 	said := ""
 	for {
-		c, err := conversionOf(limit, m)
+		c, err := conversionOf(ctx, m)
 		switch {
+		case ctx.Err() != nil:
+			return m, context.Cause(ctx)
 		case limit.Err() != nil:
 			return m, context.Cause(limit)
 		case err != nil:

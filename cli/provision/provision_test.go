@@ -7,7 +7,9 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +20,7 @@ import (
 
 	"golang.org/x/crypto/ssh/knownhosts"
 
+	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/provision/sshtest"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/machine"
@@ -33,6 +36,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	retryEvery = 20 * time.Millisecond
 	os.Exit(m.Run())
 }
 
@@ -332,16 +336,62 @@ func TestRunEndsWithItsContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	started := time.Now()
-	if _, err := m.Run(ctx, nil, "sleep", "60"); err == nil || time.Since(started) > 10*time.Second {
-		t.Errorf("ended after %s with %v", time.Since(started), err)
-	}
 	if out, err := m.Run(t.Context(), nil, "printf", "%s", `it's "$HOME" and * \`); err != nil || string(out) != `it's "$HOME" and * \` {
 		t.Errorf("arguments don't arrive as they are: %q, %v", out, err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := m.Run(ctx, nil, "sleep", "600"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("it ended with %v", err)
+	}
 }
+
+// A machine that is gone without a word, behind another one that is, keeps nobody longer than the context says: while a command
+// runs, while one is begun, and while much is sent.
+func TestRunOverADeadConnection(t *testing.T) {
+	for name, argv := range map[string][]string{"running": {"sleep", "600"}, "begun": {"true"}, "sending": {"cat"}} {
+		t.Run(name, func(t *testing.T) {
+			h, gate := sshtest.Start(t), sshtest.Start(t)
+			c := newCable(t, gate.Address)
+			c.up.Store(true)
+			tg := target(t, h, "root")
+			tg.KeyFiles = append(tg.KeyFiles, gate.KeyFile)
+			tg.Host = "localhost" // else it would be its own jump host
+			jump, err := project.ParseSSHAddress("me@" + c.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := Dial(t.Context(), tg.Through([]project.SSHAddress{jump}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var stdin io.Reader = neverEnding{}
+			switch name {
+			case "running":
+				h.OnCommand(func() { c.cut(); cancel() })
+				stdin = nil
+			case "begun":
+				c.cut()
+				stdin = nil
+				time.AfterFunc(50*time.Millisecond, cancel) // whether it waits already or will: it must end
+			case "sending":
+				h.OnCommand(c.cut)
+				c.onCut = func() { time.AfterFunc(50*time.Millisecond, cancel) }
+			}
+			if _, err := m.Run(ctx, stdin, argv...); !errors.Is(err, context.Canceled) {
+				t.Errorf("it ended with %v", err)
+			}
+			m.Close()
+		})
+	}
+}
+
+// neverEnding is an input without an end.
+type neverEnding struct{}
+
+func (neverEnding) Read(p []byte) (int, error) { return len(p), nil }
 
 func TestParseTarget(t *testing.T) {
 	for in, want := range map[string]string{

@@ -12,8 +12,8 @@ type Patience struct {
 	Keys  time.Duration // until it takes one of the keys, from its first answer on: what is new or boots may not know them yet
 }
 
-// retryEvery is how often a machine that does not answer is tried again.
-const retryEvery = time.Second
+// retryEvery is how often a machine that does not answer is tried again, and one where something runs is looked at. Tests wait less.
+var retryEvery = time.Second
 
 // Reach connects by the first of several ways in, from the most wanted, and waits for a machine that is not there yet. A host
 // key that is not the pinned one ends it at once. The error is the last one's, or the first way's.

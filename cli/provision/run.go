@@ -9,15 +9,18 @@ import (
 	"strings"
 )
 
-// Run runs a command as root and gives its output. An error carries the end of what it said.
+// Run runs a command as root and gives its output. An error carries the end of what it said. Where ctx ends before the command,
+// so does the connection: to end only the session, the other end would have to answer, and it may be gone.
 func (m *Machine) Run(ctx context.Context, stdin io.Reader, argv ...string) ([]byte, error) {
+	stop := context.AfterFunc(ctx, func() { m.Close() })
+	defer stop()
 	session, err := m.client.NewSession()
-	if err != nil {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	} else if err != nil {
 		return nil, err
 	}
 	defer session.Close()
-	stop := context.AfterFunc(ctx, func() { session.Close() })
-	defer stop()
 	out, said := &bounded{limit: 4 << 20}, &bounded{limit: 64 << 10}
 	session.Stdin, session.Stdout, session.Stderr = stdin, out, said
 	if m.user != "root" {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -117,8 +118,9 @@ func (t Target) way(ctx context.Context) ([]*ssh.Client, error) {
 	return way, nil
 }
 
-func closeAll(clients []*ssh.Client) {
-	for _, c := range clients {
+// closeAll begins with the connection that starts here: to end one in another, something has to be sent through that.
+func closeAll(way []*ssh.Client) {
+	for _, c := range slices.Backward(way) {
 		c.Close()
 	}
 }
@@ -173,11 +175,10 @@ func (t Target) dial(ctx context.Context, way []*ssh.Client) (*Machine, error) {
 	return m, nil
 }
 
-// Close ends the connection.
+// Close ends the connection, whether the other end hears of it or not.
 func (m *Machine) Close() error {
-	err := m.client.Close()
 	closeAll(m.way)
-	return err
+	return m.client.Close()
 }
 
 // errChangedHost is a host that is not the one that was pinned.

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -162,18 +164,102 @@ func TestHostKeyOfANode(t *testing.T) {
 	}
 }
 
+// cable is a way to an address that can be unplugged.
+type cable struct {
+	address string
+	up      atomic.Bool // while it is not, whoever connects is turned away
+	onCut   func()
+
+	dead     chan struct{} // closed: nothing comes through any more, and nobody is told
+	cutting  sync.Once
+	finished <-chan struct{}
+}
+
+func newCable(t *testing.T, to string) *cable {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	c := &cable{address: l.Addr().String(), dead: make(chan struct{}), finished: t.Context().Done()}
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil || !c.up.Load() {
+				near.Close()
+				continue
+			}
+			go c.carry(near, far)
+			go c.carry(far, near)
+		}
+	}()
+	return c
+}
+
+func (c *cable) carry(from, to net.Conn) {
+	defer from.Close()
+	defer to.Close()
+	for buf := make([]byte, 4096); ; {
+		n, err := from.Read(buf)
+		select {
+		case <-c.dead:
+			<-c.finished
+			return
+		default:
+		}
+		if err != nil {
+			return
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// cut has nothing come through any more.
+func (c *cable) cut() {
+	c.cutting.Do(func() {
+		close(c.dead)
+		if c.onCut != nil {
+			c.onCut()
+		}
+	})
+}
+
 func TestReachWaits(t *testing.T) {
 	h := sshtest.Start(t)
+	c := newCable(t, h.Address)
 	tg := target(t, h, "root")
-	tg.Port = 1
-	began, waited := time.Now(), 0
-	_, err := Reach(t.Context(), []Target{tg}, Patience{Reach: 1500 * time.Millisecond}, func(error) { waited++ })
-	if err == nil || !strings.Contains(err.Error(), "connection refused") || waited != 2 || time.Since(began) < time.Second {
-		t.Errorf("waited %d times: %v", waited, err)
+	behind, err := ParseTarget("root@" + c.address)
+	if err != nil {
+		t.Fatal(err)
 	}
+	tg.Host, tg.Port = behind.Host, behind.Port
+	waited := 0
+	waiting := func(why error) {
+		if !strings.Contains(why.Error(), "no SSH") {
+			t.Errorf("it waits because of %v", why)
+		}
+		if waited++; waited == 2 {
+			c.up.Store(true)
+		}
+	}
+	if _, err := Reach(t.Context(), []Target{tg}, Patience{}, waiting); err == nil || !strings.Contains(err.Error(), "no SSH") || waited != 0 {
+		t.Errorf("without patience it waited %d times: %v", waited, err)
+	}
+	m, err := Reach(t.Context(), []Target{tg}, Patience{Reach: time.Minute}, waiting)
+	if err != nil || waited != 2 {
+		t.Fatalf("it waited %d times: %v", waited, err)
+	}
+	m.Close()
+
 	h.LetOnly("admin")
-	tg = target(t, h, "root")
-	m, err := Reach(t.Context(), []Target{tg}, Patience{Keys: time.Minute}, func(why error) {
+	m, err = Reach(t.Context(), []Target{tg}, Patience{Keys: time.Minute}, func(why error) {
 		if !strings.Contains(why.Error(), "does not accept any of the keys") {
 			t.Errorf("it waits because of %v", why)
 		}

@@ -42,6 +42,7 @@ type Host struct {
 	accepted ssh.PublicKey
 
 	mu        sync.Mutex
+	onCommand func()
 	users     []string // who may log in; nil: everybody
 	keys      []ssh.Signer
 	sessions  int
@@ -147,6 +148,13 @@ func (h *Host) Sessions() int {
 	return h.sessions
 }
 
+// OnCommand has something called whenever a command begins.
+func (h *Host) OnCommand(do func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.onCommand = do
+}
+
 // Program writes a program that can be installed. When it is run it is this test program, which has to
 // call Play if its first argument is "play".
 func (h *Host) Program(t testing.TB, name, role string) string {
@@ -240,7 +248,11 @@ func (h *Host) session(channel ssh.Channel, requests <-chan *ssh.Request) {
 		r.Reply(true, nil)
 		h.mu.Lock()
 		h.sessions++
+		onCommand := h.onCommand
 		h.mu.Unlock()
+		if onCommand != nil {
+			onCommand()
+		}
 		status := struct{ Code uint32 }{h.run(command.Line, channel, requests)}
 		channel.SendRequest("exit-status", false, ssh.Marshal(status))
 		return
