@@ -1,5 +1,6 @@
 // Package examples has the project folders that `nix-infra init --template` writes: fleet/, machines that stand alone, and
-// cluster/, with etcd, an overlay network and a service mesh. README.md tells of both.
+// cluster/, with etcd, an overlay network and a service mesh, each with what both have in common, shared/. README.md tells of
+// both.
 package examples
 
 import (
@@ -7,10 +8,11 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 )
 
-//go:embed all:fleet all:cluster
+//go:embed all:shared all:fleet all:cluster
 var files embed.FS
 
 // Names are the templates.
@@ -25,21 +27,27 @@ type File struct {
 
 // Files are those of a template, by their paths. One that begins with #! may be run.
 func Files(template string) ([]File, error) {
-	var all []File
-	err := fs.WalkDir(files, template, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		data, err := files.ReadFile(path)
-		f := File{Path: strings.TrimPrefix(path, template+"/"), Mode: 0o644, Data: data}
-		if bytes.HasPrefix(data, []byte("#!")) {
-			f.Mode = 0o755
-		}
-		all = append(all, f)
-		return err
-	})
-	if err != nil {
+	if !slices.Contains(Names, template) {
 		return nil, fmt.Errorf("there is no template %q; there are %s", template, strings.Join(Names, " and "))
 	}
+	var all []File
+	for _, folder := range []string{"shared", template} {
+		err := fs.WalkDir(files, folder, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := files.ReadFile(path)
+			f := File{Path: strings.TrimPrefix(path, folder+"/"), Mode: 0o644, Data: data}
+			if bytes.HasPrefix(data, []byte("#!")) {
+				f.Mode = 0o755
+			}
+			all = append(all, f)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("template %s: %w", template, err)
+		}
+	}
+	slices.SortFunc(all, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	return all, nil
 }

@@ -17,8 +17,15 @@ func TestTemplates(t *testing.T) {
 			t.Fatal(err)
 		}
 		var paths []string
+		mcp := ""
 		for _, f := range files {
+			if slices.Contains(paths, f.Path) {
+				t.Errorf("%s has %s twice: in its own folder and in shared/", template, f.Path)
+			}
 			paths = append(paths, f.Path)
+			if f.Path == ".mcp.json" {
+				mcp = string(f.Data)
+			}
 			script := bytes.HasPrefix(f.Data, []byte("#!"))
 			if script != (f.Mode == 0o755) {
 				t.Errorf("%s/%s has mode %o", template, f.Path, f.Mode)
@@ -35,9 +42,15 @@ func TestTemplates(t *testing.T) {
 			}
 		}
 		for _, want := range []string{"README.md", ".env.in", ".gitignore", ".mcp.json", "servers.yaml.in", "flake.nix", "configuration.nix", "modules/default.nix", "app_modules/default.nix",
-			"app_modules/hello/action.sh", "cli", "__test__/run-tests.sh"} {
+			"app_modules/hello/action.sh", "cli", "__test__/run-tests.sh", "__test__/test-nodes"} {
 			if !slices.Contains(paths, want) {
 				t.Errorf("%s has no %s", template, want)
+			}
+		}
+		// What looks at the fleet, and what works on the project.
+		for _, server := range []string{map[string]string{"fleet": "machine", "cluster": "cluster"}[template], "dev"} {
+			if !strings.Contains(mcp, `"nix-infra-`+server+`"`) || !strings.Contains(mcp, `["mcp", "`+server+`"]`) {
+				t.Errorf("%s: assistants don't get the server %s: %s", template, server, mcp)
 			}
 		}
 		for _, secret := range []string{".env", "ssh/", "ca/", "*.creds"} {

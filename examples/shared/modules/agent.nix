@@ -7,7 +7,7 @@
     actions = { memory = 536870912; timeout = 600; };
 
     # A command that is not among the defaults is a rule: a program, and the words, options and values that it may be called
-    # with. This one is for viewers: nix-infra exec worker001 -- zramctl --output-all
+    # with. This one is for viewers: nix-infra exec NODE -- zramctl --output-all
     commands = [
       { name = "compressed swap"; program = "zramctl"; role = "viewer"; options = [ { names = [ "--output-all" ]; } ]; }
     ];

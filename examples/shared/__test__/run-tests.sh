@@ -2,13 +2,13 @@
 # Tests of this project on real nodes: __test__/NAME has the node files of a test and its test.sh.
 #
 #   NIX_INFRA     the program, nix-infra without it
-#   TEST_NODES    the nodes of the cluster, those of nodes/ without it
+#   TEST_NODES    the nodes that tests run on, those in __test__/test-nodes without it
 #   DEPLOY_FLAGS  more flags of nix-infra deploy, such as "--settle 1s"
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 project=$(dirname "$here")
-TEST_NODES=${TEST_NODES:-$(cd "$project/nodes" && echo *.nix | sed 's/\.nix//g')}
+TEST_NODES=${TEST_NODES:-$(cat "$here/test-nodes")}
 
 usage="usage: __test__/run-tests.sh VERB [ARGUMENT]...
 
