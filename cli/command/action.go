@@ -27,6 +27,7 @@ type actionOptions struct {
 	asking
 	targets []string
 	module  string
+	expect  string // digest of the script
 	cmd     string
 	envList []string // K=value,K=value
 	env     []string // K=value, or K
@@ -72,6 +73,7 @@ seals it before it travels. Nothing is saved where the script fails or prints no
 	f := c.Flags()
 	f.StringArrayVar(&o.targets, "target", nil, targetUsage)
 	f.StringVar(&o.module, "app-module", "", "folder below app_modules/")
+	f.StringVar(&o.expect, "expect", "", "only if action.sh has this `SHA-256`, and else not at all")
 	f.StringVar(&o.cmd, "cmd", "", "`words` for the script, taken apart as a shell does it, but nothing more")
 	f.StringArrayVar(&o.envList, "env-vars", nil, "variables for the script, `K=value,K=value`; repeatable")
 	f.StringArrayVar(&o.env, "env-var", nil, "one variable for the script, whose value may have commas: `K=value`, or K of the environment here; repeatable")
@@ -154,7 +156,11 @@ func (a *app) action(ctx context.Context, selectors []string, o *actionOptions) 
 	if err != nil {
 		return err
 	}
-	order := protocol.ScriptOrder{Module: o.module, SHA256: protocol.Digest(script), Words: o.words, Timeout: limit}
+	digest := protocol.Digest(script)
+	if o.expect != "" && digest != o.expect {
+		return fmt.Errorf("the action.sh of %s is not what --expect says: its SHA-256 is %s", o.module, digest)
+	}
+	order := protocol.ScriptOrder{Module: o.module, SHA256: digest, Words: o.words, Timeout: limit}
 	if err := order.Validate(); err != nil {
 		return err
 	}

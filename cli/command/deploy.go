@@ -17,6 +17,7 @@ import (
 type deployOptions struct {
 	targets []string
 	mode    string
+	expect  string // digest of what is to be deployed
 	treeFlags
 	buildFlags
 	bundleFlags
@@ -54,6 +55,7 @@ goes on, and nix-infra rollout watch follows it again. The exit status is 0 only
   nix-infra deploy @small --build=local --jobs 4 --cache-push s3://our-cache?region=eu-north-1
   nix-infra deploy web1 --build=cache /nix/store/3c2k…-nixos-system-web1-25.11
   nix-infra deploy web1 --out web1.bundle
+  nix-infra deploy @web --expect "$(nix-infra diff @web --json | jq -r 'select(.event == "content").digest')"
   nix-infra deploy testnode001 --test-dir __test__/hello`,
 		RunE: func(c *cobra.Command, args []string) error {
 			o.targets = append(o.targets, o.take(args)...)
@@ -68,6 +70,7 @@ goes on, and nix-infra rollout watch follows it again. The exit status is 0 only
 func (o *deployOptions) register(f *pflag.FlagSet, quiet *bool) {
 	f.StringArrayVar(&o.targets, "target", nil, "nodes to deploy to, as a selector; repeatable")
 	f.StringVar(&o.mode, "mode", string(protocol.Switch), "switch, boot, test or dry-activate")
+	f.StringVar(&o.expect, "expect", "", "deploy only what has this `digest`, as diff --json said it of the same nodes, and else nothing")
 	o.treeFlags.register(f)
 	o.buildFlags.register(f)
 	o.bundleFlags.register(f)
@@ -80,6 +83,9 @@ func (o *deployOptions) check() error {
 	}
 	if !slices.Contains(protocol.Modes, protocol.Mode(o.mode)) {
 		return fmt.Errorf("--mode %q: use switch, boot, test or dry-activate", o.mode)
+	}
+	if o.expect != "" && (!protocol.IsDigest(o.expect) || o.where != onNode || o.out != "") {
+		return errors.New("--expect takes the digest that nix-infra diff --json ends with, of what the nodes build themselves: no --build and no --out go with it")
 	}
 	if err := o.buildFlags.check(); err != nil {
 		return err
@@ -117,6 +123,9 @@ func (a *app) deploy(ctx context.Context, o *deployOptions) error {
 	}
 	p, err := makePlan(me.signer, order, chosen, from, time.Now())
 	if err != nil {
+		return err
+	}
+	if err := a.expect(me.project, p, o.expect); err != nil {
 		return err
 	}
 	if order.mode == protocol.DryActivate {

@@ -78,6 +78,11 @@ func (a *app) diff(ctx context.Context, selectors []string, o diffOptions) error
 		return err
 	}
 	a.tellDifferences(differences, o.stat)
+	if a.json {
+		if err := a.tellContent(t, systems); err != nil {
+			return err
+		}
+	}
 	if o.closure {
 		sealed, err := a.sealSecrets(s.me, t, chosen)
 		if err != nil {
@@ -175,7 +180,9 @@ func (d *differ) one(ctx context.Context, n *protocol.NodeState, tree *project.T
 	data := map[string][]byte{}
 	for _, f := range tree.Files {
 		data[f.Path] = f.Data
-		after[f.Path] = &protocol.File{Path: f.Path, SHA256: protocol.Digest(f.Data), Size: int64(len(f.Data)), Exec: f.Mode&0o111 != 0}
+	}
+	for _, f := range filesOf(tree) {
+		after[f.Path] = &f
 	}
 	if after[lockFile] == nil {
 		delete(before, lockFile)

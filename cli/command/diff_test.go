@@ -49,11 +49,51 @@ func TestDiff(t *testing.T) {
 		t.Errorf("status %d: %s", r.status, r.stderr)
 	}
 	docs := documents(t, r.out)
-	if len(docs) != 4 || docs[0]["node"] != "db1" || docs[0]["deployment"] != "" || docs[0]["added"].(float64) < 4 ||
+	if len(docs) != 5 || docs[0]["node"] != "db1" || docs[0]["deployment"] != "" || docs[0]["added"].(float64) < 4 ||
 		docs[1]["node"] != "web1" || docs[1]["changed"] != 1.0 || docs[1]["added"] != 1.0 || docs[2]["path"] != "configuration.nix" || docs[2]["added"] != 1.0 {
 		t.Errorf("documents:\n%s", r.out)
 	}
 	s.expect(Refused, "what would a deploy to which nodes change?", "diff")
+}
+
+// deploy --expect deploys what a diff showed, or nothing: not where a file, a node or a secret is another one meanwhile.
+func TestDeployExpects(t *testing.T) {
+	s, f := newFleet(t)
+	f.Add("web1")
+	f.Add("web2")
+	s.pipe("one", "secrets", "store", "token")
+	s.write("nodes/web1.nix", `{ a = "[%%secrets/token%%]"; }`)
+	digest := func(selectors ...string) string {
+		t.Helper()
+		docs := documents(t, s.must(append([]string{"diff", "--json"}, selectors...)...))
+		last := docs[len(docs)-1]
+		if last["event"] != "content" {
+			t.Fatalf("the last document is %v", last)
+		}
+		return last["digest"].(string)
+	}
+	both, one := digest("all"), digest("web1")
+	if both == one || both != digest("web2", "web1") {
+		t.Errorf("the digests are %s of both and %s of one", both, one)
+	}
+	const other = "not what --expect says"
+	s.expect(Refused, other, "deploy", "web1", "--expect", both)
+	s.expect(Refused, "--expect takes the digest", "deploy", "web1", "--expect", "x")
+	s.expect(Refused, "--expect takes the digest", "deploy", "web1", "--expect", one, "--out", "x")
+	s.write("configuration.nix", "{ other = true; }\n")
+	s.expect(Refused, other, "deploy", "web1", "--expect", one)
+	one = digest("web1")
+	if err := os.Chmod(s.path("configuration.nix"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(Refused, other, "deploy", "web1", "--expect", one)
+	one = digest("web1")
+	s.pipe("two", "secrets", "store", "token")
+	s.expect(Refused, other, "deploy", "web1", "--expect", one)
+	if slices.Contains(f.Requests(), protocol.Deploy) {
+		t.Error("it was deployed")
+	}
+	s.must("deploy", "web1", "--expect", digest("web1"))
 }
 
 // The controller's word for what was deployed is not taken.

@@ -27,12 +27,15 @@ import (
 
 // person answers what an assistant's client asks: accept, decline or cancel.
 type person struct {
-	says  mcpgo.ElicitationResponseAction
-	asked string
+	says      mcpgo.ElicitationResponseAction
+	asked     string
+	meanwhile func() // what happens before the answer; nil: nothing
 }
 
 func (p *person) Elicit(_ context.Context, r mcpgo.ElicitationRequest) (*mcpgo.ElicitationResult, error) {
-	p.asked = r.Params.Message
+	if p.asked = r.Params.Message; p.meanwhile != nil {
+		p.meanwhile()
+	}
 	return &mcpgo.ElicitationResult{ElicitationResponse: mcpgo.ElicitationResponse{Action: p.says, Content: map[string]any{"confirm": true}}}, nil
 }
 
@@ -512,6 +515,47 @@ func TestMCPActs(t *testing.T) {
 	if asked := r.last(); asked != `exec {"argv":["systemctl","restart","nginx"],"timeout":120,"role":"operator"}` {
 		t.Errorf("asked %s", asked)
 	}
-	a.refused("action", in{"target": "web3", "module": "--cmd", "words": "status"}, "ended with status 2")
+	a.refused("action", in{"target": "web3", "module": "--cmd", "words": "status"}, "there is no app_modules/--cmd/action.sh")
 	a.refused("action", in{"target": "web3", "module": "db", "words": "status; id"}, "there is no shell here")
+}
+
+// What was shown is what is done: where the project or the fleet became another one before the answer, nothing is.
+func TestMCPActsOnWhatWasShown(t *testing.T) {
+	s, f, _ := mcpFleet(t)
+	f.Add("web1")
+	s.write("configuration.nix", "{ a = 1; }\n")
+	s.write("app_modules/db/action.sh", "echo one\n")
+	s.pipe("one", "secrets", "store", "token")
+	s.write("nodes/web1.nix", `{ a = "[%%secrets/token%%]"; }`)
+	deployer := s.path("deployer.creds")
+	s.must("access", "add", "dora", "--role", "deployer", "--out", deployer)
+	yes := &person{says: mcpgo.ElicitationResponseActionAccept}
+	a := s.assistant(deployer, yes, mcpfleet.Allowable...)
+	deploy := in{"target": "web*"}
+	const other = "the confirmation is for something else"
+	for name, change := range map[string]func(){
+		"a file":   func() { s.write("configuration.nix", s.read("configuration.nix")+"# more\n") },
+		"a secret": func() { s.pipe("another", "secrets", "store", "token") },
+		"a node":   func() { f.Add("web" + fmt.Sprint(len(f.Requests()))) },
+	} {
+		yes.meanwhile = change
+		if got := a.call("deploy", deploy); !got.failed || !strings.Contains(got.text, other) {
+			t.Errorf("%s changed before the answer: %s", name, got.text)
+		}
+	}
+	yes.meanwhile = func() { s.write("app_modules/db/action.sh", "echo two\n") }
+	a.refused("action", in{"target": "web1", "module": "db", "words": "status"}, other)
+	if !strings.Contains(yes.asked, protocol.Digest([]byte("echo one\n"))) {
+		t.Errorf("the person was asked %q", yes.asked)
+	}
+	yes.meanwhile = func() { f.Change("web1", func(n *protocol.NodeState) { n.Beat.Generation++ }) }
+	for _, tool := range []string{"rollback", "reboot"} {
+		a.refused(tool, in{"target": "web1"}, other)
+	}
+	if len(f.Deployments()) != 0 {
+		t.Errorf("%d deployments", len(f.Deployments()))
+	}
+	s.expect(Refused, "is not what --expect says", "action", "web1", "--app-module", "db", "--expect", protocol.Digest([]byte("echo one\n")), "--cmd", "status")
+	yes.meanwhile = nil
+	a.must("deploy", deploy)
 }

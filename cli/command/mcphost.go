@@ -46,6 +46,13 @@ func (a *app) mcpHost() mcpfleet.Host {
 		},
 		Select: selectFrom,
 		Run:    a.runFor,
+		Action: func(module string) ([]byte, error) {
+			p, err := a.openProject()
+			if err != nil {
+				return nil, err
+			}
+			return p.Action(module)
+		},
 		ControlNodes: func() []string {
 			p, err := a.open()
 			if err != nil {

@@ -140,13 +140,25 @@ func wayBack(m *protocol.Manifest) *protocol.Manifest {
 
 // addTree makes a tree the files of a manifest.
 func (p *plan) addTree(m *protocol.Manifest, tree *project.Tree) {
-	for _, f := range tree.Files {
-		digest := protocol.Digest(f.Data)
-		p.blobs[digest] = f.Data
-		m.Files = append(m.Files, protocol.File{Path: f.Path, SHA256: digest, Size: int64(len(f.Data)), Exec: f.Mode&0o111 != 0})
+	m.Files = filesOf(tree)
+	for i, f := range m.Files {
+		p.blobs[f.SHA256] = tree.Files[i].Data
 	}
-	slices.SortFunc(m.Files, func(a, b protocol.File) int { return strings.Compare(a.Path, b.Path) })
+	sortFiles(m.Files)
 	p.warn(tree.Warnings...)
+}
+
+// filesOf are the files of a tree, in its order, as a manifest has them.
+func filesOf(tree *project.Tree) []protocol.File {
+	files := make([]protocol.File, len(tree.Files))
+	for i, f := range tree.Files {
+		files[i] = protocol.File{Path: f.Path, SHA256: protocol.Digest(f.Data), Size: int64(len(f.Data)), Exec: f.Mode&0o111 != 0}
+	}
+	return files
+}
+
+func sortFiles(files []protocol.File) {
+	slices.SortFunc(files, func(a, b protocol.File) int { return strings.Compare(a.Path, b.Path) })
 }
 
 // warn adds warnings, those that are there already once.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,9 +40,10 @@ func (c *Call) Confirm(ctx context.Context, text string, bound ...string) error 
 			"it can be done by hand with the nix-infra command", c.tool.Name)
 	}
 	text = Clean(text)
+	asked := slices.Concat(bound, []string{text})
 	params := &c.mcp.Params
 	if params.RequestState == "" {
-		state := c.state(append(bound, text), time.Now().Add(c.server.confirmFor))
+		state := c.state(asked, time.Now().Add(c.server.confirmFor))
 		return &needsInput{server.NewInputRequestBuilder(state).Elicit(question, mcp.ElicitationParams{
 			Message: text,
 			RequestedSchema: map[string]any{
@@ -51,7 +53,7 @@ func (c *Call) Confirm(ctx context.Context, text string, bound ...string) error 
 			},
 		}).ToolResult()}
 	}
-	stamp, err := c.checkState(append(bound, text), params.RequestState)
+	stamp, err := c.checkState(asked, params.RequestState)
 	if err != nil {
 		return err
 	}

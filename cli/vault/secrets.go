@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -135,15 +136,29 @@ func (s *Secrets) Changed(name string) time.Time {
 			return at
 		}
 	}
-	path := s.vault.path(name)
-	if !s.vault.Has(name) {
-		path = s.legacyPath(name)
-	}
-	info, err := os.Stat(path)
+	info, err := os.Stat(s.path(name))
 	if err != nil {
 		return time.Time{}
 	}
 	return info.ModTime().UTC().Truncate(time.Second)
+}
+
+// Stored is the SHA-256, in hex, of a secret as it is stored, encrypted; "" where it isn't there. It is another one with each
+// value, and can be told without the project's password.
+func (s *Secrets) Stored(name string) string {
+	data, err := os.ReadFile(s.path(name))
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(data))
+}
+
+// path is the file that has a secret's value.
+func (s *Secrets) path(name string) string {
+	if s.vault.Has(name) {
+		return s.vault.path(name)
+	}
+	return s.legacyPath(name)
 }
 
 // PutPending keeps a value that is on its way to the nodes, beside the one that holds.

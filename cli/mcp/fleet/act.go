@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,15 +37,18 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		MaxFailures string `json:"max_failures,omitempty" jsonschema:"so many may fail before no further node gets it" max:"10"`
 		OnFailure   string `json:"on_failure,omitempty" enum:"stop,pause,rollback"`
 	}) (*mcp.Answer[document], error) {
-		nodes, words, err := f.affected(ctx, c, in.Target)
+		nodes, err := f.affected(ctx, c, in.Target)
 		if err != nil {
 			return nil, err
 		}
-		changes, err := f.diffProject(ctx, c, in.Target)
+		changes, digest, err := f.diffProject(ctx, c, nodes.names)
 		if err != nil {
 			return nil, err
 		}
-		args, extra := []string{"deploy", "--detach"}, ""
+		if digest == "" {
+			return nil, errors.New("what this would change is too long to be looked at in whole; deploy to fewer nodes at a time")
+		}
+		args, extra := []string{"deploy", "--detach", "--expect=" + digest}, ""
 		for _, flag := range []struct{ name, value string }{{"mode", in.Mode}, {"canary", in.Canary}, {"batch", in.Batch}, {"max-failures", in.MaxFailures}, {"on-failure", in.OnFailure}} {
 			if flag.value != "" {
 				args = append(args, "--"+flag.name+"="+flag.value)
@@ -58,7 +63,7 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		if len(paths) > 0 {
 			question += "\nThat changes: " + some(paths)
 		}
-		return f.act(ctx, c, question, append(append(args, "--"), words...))
+		return f.act(ctx, c, question, slices.Concat(args, []string{"--"}, nodes.names))
 	})
 	mcp.Add(s, mcp.Tool{
 		Name: "rollback", Title: "Roll nodes back", Toolset: setAct, Role: protocol.LeastRole(protocol.Deploy), Effect: mcp.Destroys, Allow: "rollback", Timeout: actTime,
@@ -67,7 +72,7 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		Target string `json:"target" jsonschema:"which nodes: names, globs, @tag, separated by commas, or all"`
 		To     int    `json:"to,omitempty" jsonschema:"number of a generation; what was proven before if nothing is said"`
 	}) (*mcp.Answer[document], error) {
-		nodes, words, err := f.affected(ctx, c, in.Target)
+		nodes, err := f.affected(ctx, c, in.Target)
 		if err != nil {
 			return nil, err
 		}
@@ -75,7 +80,7 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		if in.To != 0 {
 			args, to = append(args, "--to="+strconv.Itoa(in.To)), fmt.Sprintf("generation %d", in.To)
 		}
-		return f.act(ctx, c, fmt.Sprintf("Roll back to %s on %s?", to, nodes), append(append(args, "--"), words...))
+		return f.act(ctx, c, fmt.Sprintf("Roll back to %s on %s?", to, nodes), slices.Concat(args, []string{"--"}, nodes.names), nodes.running)
 	})
 	mcp.Add(s, mcp.Tool{
 		Name: "reboot", Title: "Reboot nodes", Toolset: setAct, Role: protocol.LeastRole(protocol.Deploy), Effect: mcp.Destroys, Allow: "reboot", Timeout: actTime,
@@ -83,11 +88,11 @@ func (f *Fleet) addActs(s *mcp.Server) {
 	}, func(ctx context.Context, c *mcp.Call, in struct {
 		Target string `json:"target" jsonschema:"which nodes: names, globs, @tag, separated by commas, or all"`
 	}) (*mcp.Answer[document], error) {
-		nodes, words, err := f.affected(ctx, c, in.Target)
+		nodes, err := f.affected(ctx, c, in.Target)
 		if err != nil {
 			return nil, err
 		}
-		return f.act(ctx, c, fmt.Sprintf("Reboot %s, one after the other?", nodes), append([]string{"reboot", "--detach", "--"}, words...))
+		return f.act(ctx, c, fmt.Sprintf("Reboot %s, one after the other?", nodes), slices.Concat([]string{"reboot", "--detach", "--"}, nodes.names), nodes.running)
 	})
 	mcp.Add(s, mcp.Tool{
 		Name: "action", Title: "Run an app module's action", Toolset: setAct, Role: protocol.LeastRole(protocol.RunScript), Effect: mcp.Destroys, Allow: "action", Timeout: actTime,
@@ -97,19 +102,25 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		Module string `json:"module" jsonschema:"folder below app_modules/" max:"128"`
 		Words  string `json:"words" jsonschema:"words for the script, such as status" max:"4096"`
 	}) (*mcp.Answer[document], error) {
-		script, err := rule.Split(strings.TrimSpace(in.Words))
+		words, err := rule.Split(strings.TrimSpace(in.Words))
 		if err != nil {
 			return nil, fmt.Errorf("words: %w", err)
 		}
-		nodes, words, err := f.affected(ctx, c, in.Target)
+		script, err := f.Action(in.Module)
 		if err != nil {
 			return nil, err
 		}
-		args := []string{"action", "--app-module=" + in.Module, "--timeout=5m"}
-		for _, w := range words {
-			args = append(args, "--target="+w)
+		nodes, err := f.affected(ctx, c, in.Target)
+		if err != nil {
+			return nil, err
 		}
-		return f.act(ctx, c, fmt.Sprintf("Run the action %q of app module %q on %s, as root?", script, in.Module, nodes), append(append(args, "--"), script...))
+		digest := protocol.Digest(script)
+		args := []string{"action", "--app-module=" + in.Module, "--expect=" + digest, "--timeout=5m"}
+		for _, name := range nodes.names {
+			args = append(args, "--target="+name)
+		}
+		question := fmt.Sprintf("Run the action %q of app module %q on %s, as root? Its action.sh has %s, and the SHA-256 %s.", words, in.Module, nodes, plural(bytes.Count(script, []byte("\n")), "line"), digest)
+		return f.act(ctx, c, question, slices.Concat(args, []string{"--"}, words))
 	})
 	mcp.Add(s, mcp.Tool{
 		Name: "restart-unit", Title: "Restart units", Toolset: setAct, Role: protocol.Operator, Effect: mcp.Destroys, Allow: "restart-unit", Timeout: actTime,
@@ -125,22 +136,14 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		if len(argv) == 2 {
 			return nil, fmt.Errorf("units: which ones?")
 		}
-		nodes, _, err := f.affected(ctx, c, in.Target)
+		nodes, err := f.affected(ctx, c, in.Target)
 		if err != nil {
 			return nil, err
 		}
-		if err := c.Confirm(ctx, fmt.Sprintf("Restart %s on %s?", strings.Join(argv[2:], ", "), nodes)); err != nil {
+		if err := c.Confirm(ctx, fmt.Sprintf("Restart %s on %s?", strings.Join(argv[2:], ", "), nodes)+as(c), nodes.names...); err != nil {
 			return nil, err
 		}
-		s, err := f.session(ctx, c)
-		if err != nil {
-			return nil, err
-		}
-		chosen, err := f.nodes(ctx, s, in.Target, "")
-		if err != nil {
-			return nil, err
-		}
-		all, err := f.run(ctx, s, namesOf(chosen), argv, maxLimit, protocol.Operator)
+		all, err := f.run(ctx, nodes.session, nodes.names, argv, maxLimit, protocol.Operator)
 		if err != nil {
 			return nil, err
 		}
@@ -148,26 +151,47 @@ func (f *Fleet) addActs(s *mcp.Server) {
 	})
 }
 
-// affected says which nodes something is about, in words for a person and for a command line.
-func (f *Fleet) affected(ctx context.Context, c *mcp.Call, target string) (said string, words []string, err error) {
+// affected are the nodes that something is about. What is done is for these names, whatever the target chooses a moment later.
+type affected struct {
+	session *Session
+	names   []string
+	running string // what each runs, for what depends on it
+}
+
+func (f *Fleet) affected(ctx context.Context, c *mcp.Call, target string) (*affected, error) {
 	if _, err := selectors(target); err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	s, err := f.session(ctx, c)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	nodes, err := f.nodes(ctx, s, target, "")
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	// By name: what is done is for the nodes that the person saw.
-	return fmt.Sprintf("%s (%s)", plural(len(nodes), "node"), some(namesOf(nodes))), namesOf(nodes), nil
+	a := &affected{session: s, names: namesOf(nodes)}
+	for i := range nodes {
+		if b := nodes[i].Beat; b != nil {
+			a.running += fmt.Sprintf("%s %d %s\n", b.Closure, b.Generation, b.Deployment)
+		}
+	}
+	return a, nil
 }
 
-// act runs a command line once a person has confirmed what it does.
-func (f *Fleet) act(ctx context.Context, c *mcp.Call, question string, args []string) (*mcp.Answer[document], error) {
-	if err := c.Confirm(ctx, question+fmt.Sprintf("\nIt is done as %s (%s).", c.Caller.Name, c.Caller.Role)); err != nil {
+func (a *affected) String() string {
+	return fmt.Sprintf("%s (%s)", plural(len(a.names), "node"), some(a.names))
+}
+
+// as says as whom something is done.
+func as(c *mcp.Call) string {
+	return fmt.Sprintf("\nIt is done as %s (%s).", c.Caller.Name, c.Caller.Role)
+}
+
+// act runs a command line once a person has confirmed what it does. The confirmation is bound to the whole of it, in which there
+// are all nodes and the digests of what is brought to them, and to what else it depends on.
+func (f *Fleet) act(ctx context.Context, c *mcp.Call, question string, args []string, on ...string) (*mcp.Answer[document], error) {
+	if err := c.Confirm(ctx, question+as(c), slices.Concat(args, on)...); err != nil {
 		return nil, err
 	}
 	out := f.Run(ctx, c.Caller.Creds, args...)

@@ -32,7 +32,12 @@ func (f *Fleet) addDifferences(s *mcp.Server) {
 		Deployment string `json:"deployment,omitempty" jsonschema:"the deployment, or the beginning of its id; last (the newest one) if nothing is said; or project" max:"200"`
 	}) (*mcp.Answer[change], error) {
 		if in.Deployment == "project" {
-			return f.diffProject(ctx, c, in.Target)
+			words, err := selectors(in.Target)
+			if err != nil {
+				return nil, err
+			}
+			a, _, err := f.diffProject(ctx, c, words)
+			return a, err
 		}
 		if in.Deployment == "" {
 			in.Deployment = "last"
@@ -153,12 +158,8 @@ func differences(changes []change) *mcp.Answer[change] {
 	return a
 }
 
-// diffProject is what nix-infra diff says.
-func (f *Fleet) diffProject(ctx context.Context, c *mcp.Call, target string) (*mcp.Answer[change], error) {
-	selectors, err := selectors(target)
-	if err != nil {
-		return nil, err
-	}
+// diffProject is what nix-infra diff says of nodes, and the digest of what a deploy of the project would bring them.
+func (f *Fleet) diffProject(ctx context.Context, c *mcp.Call, selectors []string) (a *mcp.Answer[change], digest string, err error) {
 	out := f.Run(ctx, c.Caller.Creds, append([]string{"diff", "--"}, selectors...)...)
 	var changes []change
 	var unknown failures
@@ -168,10 +169,10 @@ func (f *Fleet) diffProject(ctx context.Context, c *mcp.Call, target string) (*m
 	for lines.Scan() {
 		var d struct {
 			change
-			Event, Node, Name, Unknown string
+			Event, Node, Name, Unknown, Digest string
 		}
 		if err := json.Unmarshal(lines.Bytes(), &d); err != nil {
-			return nil, fmt.Errorf("what nix-infra diff says: %w", err)
+			return nil, "", fmt.Errorf("what nix-infra diff says: %w", err)
 		}
 		switch d.Event {
 		case "node":
@@ -183,17 +184,19 @@ func (f *Fleet) diffProject(ctx context.Context, c *mcp.Call, target string) (*m
 			changes = append(changes, d.change)
 		case "secret":
 			changes = append(changes, change{Path: "secret " + d.Name, Change: d.Change, Nodes: d.Nodes})
+		case "content":
+			digest = d.Digest
 		}
 	}
 	if nodes == 0 {
-		return nil, out.err()
+		return nil, "", out.err()
 	}
-	a := differences(changes)
+	a = differences(changes)
 	a.Summary = fmt.Sprintf("A deploy of the project as it is here to %s would change %s.", plural(nodes, "node"), plural(len(changes), "file"))
 	if unknown.count() > 0 {
 		a.Summary += " Of the nodes " + unknown.summary(nodes)
 	}
-	return a, nil
+	return a, digest, nil
 }
 
 // selectors are the words of a target, none of which is an option.

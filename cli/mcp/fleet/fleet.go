@@ -28,6 +28,8 @@ type Host struct {
 	// Run runs one command line of nix-infra as the user of a credentials file, with --json. Nothing in args may be an
 	// option that a caller made up.
 	Run func(ctx context.Context, creds string, args ...string) Outcome
+	// Action is the action.sh of one of the project's app modules.
+	Action func(module string) ([]byte, error)
 	// ControlNodes are the project's.
 	ControlNodes func() []string
 }
