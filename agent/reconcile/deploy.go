@@ -188,9 +188,7 @@ func (e *Engine) prepareRollback(ctx context.Context, a *attempt, m *protocol.Ma
 	made, _ := e.j.newest(func(c Confirmation) bool { return c.Closure == to.closure && c.Digest != "" })
 	e.mu.Unlock()
 	if to.closure == "" {
-		if err := e.note("", func() { a.stays(obs, live.Number, boots) }); err != nil {
-			return err
-		}
+		e.stays(a, obs, live.Number, boots)
 		if last.Closure != obs.Running {
 			last = Confirmation{}
 		}
@@ -244,15 +242,15 @@ func (e *Engine) unchanged(ctx context.Context, a *attempt, m *protocol.Manifest
 	if !asked.same || a.Mode != protocol.Test && asked.boots != asked.live.Number {
 		return true, false, nil
 	}
-	if err := e.note("", func() { a.stays(obs, asked.live.Number, asked.boots) }); err != nil {
-		return false, false, err
-	}
+	e.stays(a, obs, asked.live.Number, asked.boots)
 	e.confirmed(a, &Confirmation{Digest: a.Digest, Tree: key}, obs.Generation, "")
 	return true, true, nil
 }
 
-// stays notes that what runs is what is wanted.
-func (a *attempt) stays(obs Observation, secrets, boots int) {
+// stays takes down that what runs is what is wanted. The journal has it with the end, which comes next.
+func (e *Engine) stays(a *attempt, obs Observation, secrets, boots int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	a.Old, a.New, a.Secrets, a.OldSecrets, a.BootSecrets = obs.Running, obs.Running, secrets, secrets, boots
 }
 

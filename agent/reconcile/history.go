@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -215,13 +216,14 @@ func (e *Engine) keepQuarantined() {
 		}
 	}
 	for name, closure := range wanted {
-		if have, err := os.Readlink(e.o.Roots + "/" + name); err != nil || have != closure {
-			e.setRoot(name, closure)
-		}
+		e.setRoot(name, closure)
 	}
 }
 
 func (e *Engine) setRoot(name, closure string) {
+	if have, err := os.Readlink(filepath.Join(e.o.Roots, name)); err == nil && have == closure {
+		return // as most often; each change waits for the disk
+	}
 	if err := nix.SetRoot(e.o.Roots, name, closure); err != nil {
 		e.o.Log.Warn("a gc root can't be set", "root", name, "error", err)
 	}

@@ -117,7 +117,7 @@ func (j *journal) save(dir string, write writer) error {
 		})
 		delete(j.Quarantine, oldest)
 	}
-	data, err := json.MarshalIndent(j, "", " ")
+	data, err := json.Marshal(j)
 	if err != nil {
 		return err
 	}
