@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nix-infra/nix-infra/e2e/testos"
 )
 
 // TestMCPDev: the development server on a machine that has Nix. An assistant breaks a module and mends it, and Nix says so; its
@@ -38,7 +40,18 @@ func TestMCPDev(t *testing.T) {
 	if out, err := unpack.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	lock, err := testos.FlakeLock(testos.DefaultVersion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flake, err := os.ReadFile(filepath.Join(programs.project, "flake.nix"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	withInput := strings.Replace(string(flake), "outputs = { self }:", "inputs.nixpkgs.url = \"github:NixOS/nixpkgs/nixos-"+testos.DefaultVersion+"\";\n  outputs = { self, nixpkgs }: assert nixpkgs ? lib;", 1)
 	for name, text := range map[string]string{
+		"flake.nix":                withInput, // an input that its lock names is there for the code
+		"flake.lock":               string(lock),
 		"nodes/n1.nix":             service("hello", ""),
 		"nodes/n2.nix":             service("hello", ""),
 		"__test__/run-tests.sh":    "#!/bin/sh\necho \"$@\"\n(setsid sh -c 'trap \"\" TERM; echo $$ >/root/dev/pid; exec sleep 1000' &)\n[ $2 = good ] && exit 4\nsleep 1000\n",
@@ -75,9 +88,24 @@ func TestMCPDev(t *testing.T) {
 	if got := a.call("nix-check", in{"nodes": "n1,n2"}); !strings.Contains(got.text, "1 of 2 nodes are good") {
 		t.Errorf("one is broken: %s", got.text)
 	}
+	// Code that Nix evaluates reads nothing of the machine, whatever it knows of it, and asks nobody.
+	if err := node.WriteFile("/root/dev/private/key", []byte("TOP-SECRET"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hash := f.exec(node, "nix-hash", "--type", "sha256", "--sri", "/root/dev/private")
+	for _, code := range []string{
+		`builtins.readFile (builtins.fetchTree { type = "path"; path = "/root/dev/private"; narHash = "` + hash + `"; } + "/key")`,
+		`builtins.readFile (builtins.fetchurl { url = "http://127.0.0.1:9/x"; sha256 = "` + hash + `"; })`,
+		`builtins.readFile (builtins.fetchGit { url = "file:///root/dev/private"; rev = "0123456789012345678901234567890123456789"; } + "/key")`,
+	} {
+		a.good(edit, in{"operation": "replace", "path": "nodes/n1.nix", "content": "{ ... }: builtins.seq (" + code + ") { }\n"})
+		if got := a.call("nix-check", in{"path": "nodes/n1.nix"}); !got.failed || strings.Contains(got.text, "TOP-SECRET") || !strings.Contains(got.text, "restricted mode") {
+			t.Errorf("%s: %s", code, got.text)
+		}
+	}
 	a.good(edit, in{"operation": "replace", "path": "nodes/n1.nix", "content": service("mended", "")})
 	a.good("nix-check", in{"path": "nodes/n1.nix"}, "1 of 1 nodes are good")
-	if left, _ := node.Exec(f.ctx, "sh", "-c", "ls -d /tmp/nix-infra-check-*"); strings.Contains(string(left), "nix-infra-check-1") {
+	if left := f.exec(node, "find", "/tmp", "-maxdepth", "1", "-name", "nix-infra-*"); left != "" {
 		t.Errorf("left: %s", left)
 	}
 

@@ -47,21 +47,28 @@ func (d *Server) addCheck(s *mcp.Server) {
 	}, func(ctx context.Context, _ *mcp.Call, in checkInput) (*mcp.Answer[checkRow], error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, checkTime, fmt.Errorf("checking took longer than %v; check fewer nodes", checkTime))
 		defer cancel()
-		d.checking.Lock()
-		defer d.checking.Unlock()
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		done, err := d.checking.take(ctx)
+		if err != nil {
+			return nil, err
 		}
+		defer done()
 		return d.check(ctx, in)
 	})
 }
 
 func (d *Server) check(ctx context.Context, in checkInput) (*mcp.Answer[checkRow], error) {
-	c, err := d.newCheck(in)
+	edited, err := d.edited(in.Path)
 	if err != nil {
 		return nil, err
 	}
-	names, err := c.concerned(in)
+	if in.TestName, err = testOf(in.TestName, edited); err != nil {
+		return nil, err
+	}
+	c, err := d.newCheck(in.TestName)
+	if err != nil {
+		return nil, err
+	}
+	names, err := c.concerned(list(in.Nodes), edited)
 	if err != nil {
 		return nil, err
 	}
@@ -116,6 +123,7 @@ type check struct {
 	project *project.Project
 	testDir string
 	nodes   []string // all that are known
+	own     []string // of these, those of the test, or all where there is none
 	facts   []project.NodeFacts
 	dir     string          // for the trees
 	missing string          // what can't be done here, and why; "" where Nix is
@@ -123,7 +131,33 @@ type check struct {
 	parsed  map[string]bool // files of the project that are Nix code
 }
 
-func (d *Server) newCheck(in checkInput) (*check, error) {
+// edited are the files and folders that a call names, in their shortest form. They have to be there: what is misspelt was not checked.
+func (d *Server) edited(names string) (clean []string, err error) {
+	for _, name := range list(names) {
+		if _, err := d.files.IsFolder(name); err != nil {
+			return nil, err
+		}
+		clean = append(clean, path.Clean(name))
+	}
+	return clean, nil
+}
+
+// testOf is the test that a check is of: what lies in a test is checked with it.
+func testOf(named string, edited []string) (string, error) {
+	for _, file := range edited {
+		parts := strings.Split(file, "/")
+		if parts[0] != testsDir || len(parts) < 3 {
+			continue
+		}
+		if named != "" && parts[1] != named {
+			return "", fmt.Errorf("%.200q is not of the test %s; check one test at a time", file, named)
+		}
+		named = parts[1]
+	}
+	return named, nil
+}
+
+func (d *Server) newCheck(test string) (*check, error) {
 	p, err := d.Open()
 	if err != nil && !errors.Is(err, project.ErrNotInitialised) {
 		return nil, err
@@ -133,8 +167,8 @@ func (d *Server) newCheck(in checkInput) (*check, error) {
 		c.program = err
 		c.missing = "Nix is not installed on this machine, so that only the composition was checked: that all files are there, and all placeholders known."
 	}
-	if in.TestName != "" {
-		if c.testDir, err = d.testDir(in.TestName); err != nil {
+	if test != "" {
+		if c.testDir, err = d.testDir(test); err != nil {
 			return nil, err
 		}
 	}
@@ -150,17 +184,20 @@ func (d *Server) newCheck(in checkInput) (*check, error) {
 	for _, s := range servers {
 		all = append(all, s.Name)
 	}
+	var ofTest []string
 	if c.testDir != "" {
-		of, _ := filepath.Glob(filepath.Join(p.Dir, c.testDir, "nodes", "*.nix"))
-		for _, file := range of {
-			all = append(all, strings.TrimSuffix(filepath.Base(file), ".nix"))
+		entries, _ := os.ReadDir(filepath.Join(p.Dir, c.testDir, "nodes")) // a test may have none
+		for _, e := range entries {
+			if name, ok := strings.CutSuffix(e.Name(), ".nix"); ok {
+				ofTest = append(ofTest, name)
+			}
 		}
 	}
+	all = slices.DeleteFunc(append(all, ofTest...), func(name string) bool { return project.ValidNodeName(name) != nil })
 	slices.Sort(all)
-	for _, name := range slices.Compact(all) {
-		if project.ValidNodeName(name) == nil {
-			c.nodes = append(c.nodes, name)
-		}
+	c.nodes = slices.Compact(all)
+	if c.own = c.nodes; c.testDir != "" {
+		c.own = slices.DeleteFunc(slices.Clone(c.nodes), func(name string) bool { return !slices.Contains(ofTest, name) })
 	}
 	for i, name := range c.nodes { // addresses that nobody has, where the project does not say: what the fleet knows is not asked
 		c.facts = append(c.facts, project.NodeFacts{Name: name, IPv4: fmt.Sprintf("192.0.2.%d", i%250+1), OverlayIP: fmt.Sprintf("198.51.100.%d", i%250+1)})
@@ -168,34 +205,31 @@ func (d *Server) newCheck(in checkInput) (*check, error) {
 	return c, nil
 }
 
-// concerned are the nodes that an edit concerns.
-func (c *check) concerned(in checkInput) ([]string, error) {
+// concerned are the nodes that a check is of: those that are named, and those that what was edited concerns.
+func (c *check) concerned(nodes, edited []string) ([]string, error) {
 	var chosen []string
-	for _, name := range list(in.Nodes) {
+	for _, name := range nodes {
 		if !slices.Contains(c.nodes, name) {
 			return nil, fmt.Errorf("there is no node %.80q in the project; it has %s", name, strings.Join(c.nodes, ", "))
 		}
 		chosen = append(chosen, name)
 	}
-	for _, file := range list(in.Path) {
+	for _, file := range edited {
 		name := strings.TrimSuffix(path.Base(file), ".nix")
-		switch dir := path.Base(path.Dir(path.Clean(file))); {
-		case dir == "nodes" && slices.Contains(c.nodes, name):
+		switch path.Dir(file) {
+		case path.Join(c.testDir, "nodes"), "nodes":
+			if !slices.Contains(c.nodes, name) {
+				return nil, fmt.Errorf("%.200q is no node's: a node's name is of letters a to z, digits and dashes, and its file ends in .nix", file)
+			}
 			chosen = append(chosen, name)
-		case dir == "node_types":
-			chosen = append(chosen, slices.DeleteFunc(slices.Clone(c.nodes), func(n string) bool { return strings.TrimSuffix(path.Base(c.module(n)), ".nix") != name })...)
+		case "node_types":
+			chosen = append(chosen, slices.DeleteFunc(slices.Clone(c.nodes), func(n string) bool { return !slices.Contains(c.types(n), file) })...)
 		default:
-			chosen = append(chosen, c.nodes...)
+			chosen = append(chosen, c.own...)
 		}
 	}
-	if in.Nodes == "" && in.Path == "" {
-		chosen = slices.Clone(c.nodes)
-		if c.testDir != "" {
-			chosen = slices.DeleteFunc(chosen, func(n string) bool {
-				_, err := os.Stat(filepath.Join(c.project.Dir, c.testDir, "nodes", n+".nix"))
-				return err != nil
-			})
-		}
+	if len(nodes)+len(edited) == 0 {
+		chosen = slices.Clone(c.own)
 	}
 	slices.Sort(chosen)
 	if chosen = slices.Compact(chosen); len(chosen) == 0 {
@@ -204,13 +238,32 @@ func (c *check) concerned(in checkInput) ([]string, error) {
 	return chosen, nil
 }
 
-// module is the node type of a node.
+// module is the file of a node's type, below the project; "" where it has none.
 func (c *check) module(node string) string {
-	if slices.Contains(c.project.ControlNodes(), node) && c.project.Settings.Nodes[node].NodeModule == "" {
+	module := c.project.Settings.Node(node).NodeModule
+	if c.isControl(node) && c.project.Settings.Nodes[node].NodeModule == "" || module == "" {
 		return ""
 	}
-	return c.project.Settings.Node(node).NodeModule
+	if module = path.Clean(module); !strings.Contains(module, "/") {
+		module = path.Join("node_types", module)
+	}
+	return strings.TrimSuffix(module, ".nix") + ".nix"
 }
+
+// types are the files of node types that a node is made of.
+func (c *check) types(node string) []string {
+	if c.isControl(node) {
+		return []string{controlType, c.module(node)}
+	}
+	return []string{c.module(node)}
+}
+
+// noCluster stands in for the cluster's id, which its nodes know each other by.
+const noCluster = "00000000-0000-0000-0000-000000000000"
+
+const controlType = "node_types/control_node.nix"
+
+func (c *check) isControl(node string) bool { return slices.Contains(c.project.ControlNodes(), node) }
 
 func list(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
@@ -221,13 +274,13 @@ func (c *check) node(ctx context.Context, name string) (*checkRow, string) {
 	row := &checkRow{Node: name, Step: "compose"}
 	var control []project.NodeFacts
 	for _, f := range c.facts {
-		if slices.Contains(c.project.ControlNodes(), f.Name) {
+		if c.isControl(f.Name) {
 			control = append(control, f)
 		}
 	}
 	tree, err := c.project.Tree(project.TreeRequest{
-		Node: name, TestDir: c.testDir, Nodes: c.facts, ControlNodes: control, ClusterUUID: c.project.ClusterUUID(),
-		Control:     slices.Contains(c.project.ControlNodes(), name),
+		Node: name, TestDir: c.testDir, Nodes: c.facts, ControlNodes: control, ClusterUUID: noCluster,
+		Control:     c.isControl(name),
 		TrustedKeys: func() ([]string, error) { return nil, nil }, // they are among the secrets
 	})
 	if err != nil {
@@ -246,6 +299,7 @@ func (c *check) node(ctx context.Context, name string) (*checkRow, string) {
 		row.Problems = append(row.Problems, problem{Message: err.Error()})
 		return row, ""
 	}
+	row.Warnings = append(row.Warnings, t.stoodInFor()...)
 	row.Step = "parse"
 	if row.Problems = t.parse(ctx); len(row.Problems) > 0 {
 		return row, ""

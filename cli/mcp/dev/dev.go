@@ -10,7 +10,7 @@
 package dev
 
 import (
-	"sync"
+	"context"
 
 	"github.com/nix-infra/nix-infra/cli/mcp"
 	"github.com/nix-infra/nix-infra/cli/mcp/prefetch"
@@ -43,7 +43,20 @@ type Server struct {
 	fetcher  prefetch.Fetcher
 	sessions *session.Manager
 
-	checking sync.Mutex // evaluations take memory
+	checking turns // evaluations take memory
+	fetching turns // downloads take space
+}
+
+// turns bounds how much is done at the same time: as many as it has room for. The others wait for their turn, or until they are given up.
+type turns chan struct{}
+
+func (t turns) take(ctx context.Context) (done func(), err error) {
+	select {
+	case t <- struct{}{}:
+		return func() { <-t }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // Add gives a server its tools.
@@ -52,7 +65,8 @@ func Add(s *mcp.Server, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Server{Options: o, files: projectfiles.New(o.Dir), sessions: sessions, fetcher: prefetch.Fetcher{AllowPrivate: o.AllowPrivate}}
+	d := &Server{Options: o, files: projectfiles.New(o.Dir), sessions: sessions, fetcher: prefetch.Fetcher{AllowPrivate: o.AllowPrivate},
+		checking: make(turns, 1), fetching: make(turns, 2)}
 	d.addFiles(s)
 	d.addEdit(s)
 	d.addCheck(s)

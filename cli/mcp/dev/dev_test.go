@@ -45,6 +45,8 @@ var small = map[string]string{
 	"nodes/web1.nix":              "{\n  a = 1;\n  b = 2;\n}\n",
 	"nodes/db1.nix":               "{ }\n",
 	"__test__/t1/test.sh":         "",
+	"__test__/t2/test.sh":         "",
+	"node_types/unused.nix":       "{ }\n",
 	"__test__/t1/nodes/tn1.nix":   "{ }\n",
 	".env":                        "X=TOP-SECRET",
 	"secrets/x":                   "TOP-SECRET",
@@ -310,7 +312,6 @@ func TestTestRunner(t *testing.T) {
 	a := newAssistant(t, Options{}, mcp.Options{})
 	a.refused("no __test__/run-tests.sh", testTool, map[string]any{"operation": "run", "test-name": "t1"})
 	write(t, filepath.Join(a.dir, script), runTests)
-	write(t, filepath.Join(a.dir, "__test__/t2/test.sh"), "")
 	id := a.good(testTool, map[string]any{"operation": "run", "test-name": "t1"}).rows[0]["session_id"]
 	row, output := a.until(testTool, id)
 	if row["exit_code"] != 3.0 || row["status"] != "finished" || row["is_complete"] != true || row["test_name"] != "t1" {
@@ -374,7 +375,6 @@ func TestLabEnvironment(t *testing.T) {
 	a := newAssistant(t, Options{Lab: lab}, mcp.Options{})
 	name := (&Server{Options: Options{Dir: a.dir}}).labName()
 	t.Setenv("NAME", name)
-	write(t, filepath.Join(a.dir, "__test__/t2/test.sh"), "")
 	for operation, want := range map[string]string{"create": "up 3", "reset": "renew 3", "status": "list", "teardown": "down"} {
 		id := a.good(environmentTool, map[string]any{"operation": operation}).rows[0]["session_id"] // the lab, because there is no script
 		if _, output := a.until(environmentTool, id); output != "lab --name "+name+" "+want+"\n" {
@@ -408,8 +408,10 @@ func TestCheckComposes(t *testing.T) {
 			t.Errorf("%s concerns %v, want %v", path, nodes, want)
 		}
 	}
-	if got := a.good("nix-check", map[string]any{"test-name": "t1"}); len(got.rows) != 1 || got.rows[0]["node"] != "tn1" {
-		t.Error(got)
+	for _, inputs := range []map[string]any{{"test-name": "t1"}, {"path": "__test__/t1/nodes/tn1.nix"}, {"path": "__test__/t1/test.sh, __test__/t1/nodes/tn1.nix"}, {"test-name": "t1", "path": "modules/default.nix"}} {
+		if got := a.good("nix-check", inputs); len(got.rows) != 1 || got.rows[0]["node"] != "tn1" {
+			t.Errorf("%v: %v", inputs, got)
+		}
 	}
 	write(t, filepath.Join(a.dir, "nodes/web1.nix"), "{\n  a = \"[%%nonsense%%]\";\n}\n")
 	got = a.call("nix-check", map[string]any{"nodes": "web1"})
@@ -419,6 +421,38 @@ func TestCheckComposes(t *testing.T) {
 	}
 	a.refused("there is no node", "nix-check", map[string]any{"nodes": "--help"})
 	a.refused("is no folder", "nix-check", map[string]any{"test-name": "none"})
+	write(t, filepath.Join(a.dir, "nodes/No_Name.nix"), "{ }\n")
+	a.refused("is no node's", "nix-check", map[string]any{"path": "nodes/No_Name.nix"})
+	a.refused("does not exist", "nix-check", map[string]any{"path": "nodes/wbe1.nix"})
+	a.refused("refused", "nix-check", map[string]any{"path": "../outside.nix"})
+	a.refused("is not of the test t1", "nix-check", map[string]any{"path": "__test__/t1/test.sh,__test__/t2/test.sh"})
+	a.refused("concerns no node", "nix-check", map[string]any{"path": "node_types/unused.nix"})
+}
+
+// TestCheckHidesSecrets: Nix is not shown what an assistant may not read, because whoever writes the code has it say everything.
+func TestCheckHidesSecrets(t *testing.T) {
+	if _, err := os.Stat("/run/current-system/sw/bin/nix"); err == nil {
+		t.Skip("LEFT OUT: a real nix comes first here")
+	}
+	bin := t.TempDir()
+	t.Setenv("PATH", bin+":/usr/bin:/bin")
+	write(t, filepath.Join(bin, "nix-instantiate"), "#!/bin/sh\n")
+	write(t, filepath.Join(bin, "nix"), "#!/bin/sh\ncase \"$*\" in *flake\\ lock*) exit 0;; esac\nfor a; do case $a in path:*) dir=${a#path:}; dir=${dir%%#*};; esac; done\ngrep -r . \"$dir\" >&2\necho 'error: no more' >&2\nexit 1\n")
+	a := newAssistant(t, Options{}, mcp.Options{})
+	for _, name := range []string{"app_modules/web/tls.key", "modules/.hidden", "app_modules/secrets/x.nix"} {
+		write(t, filepath.Join(a.dir, name), "TOP-SECRET")
+	}
+	write(t, filepath.Join(a.dir, "modules/pem"), "-----BEGIN PRIVATE KEY-----\nTOP-SECRET\n")
+	write(t, filepath.Join(a.dir, "modules/shown"), "what may be seen")
+	got := a.call("nix-check", map[string]any{"nodes": "web1"})
+	if !got.failed || strings.Contains(got.text, "TOP-SECRET") || !strings.Contains(got.text, "what may be seen") {
+		t.Error(got.text)
+	}
+	for _, name := range []string{"app_modules/web/tls.key", "modules/.hidden", "app_modules/secrets/x.nix", "modules/pem"} {
+		if !strings.Contains(got.text, name) {
+			t.Errorf("that %s was not checked is not said: %s", name, got.text)
+		}
+	}
 }
 
 // TestPlaces: what Nix says is told in places of the project.

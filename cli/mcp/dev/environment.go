@@ -117,7 +117,9 @@ func (d *Server) labIsUp(ctx context.Context) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, lab, "list").Output()
+	list := exec.CommandContext(ctx, lab, "list")
+	list.WaitDelay = time.Second // for what holds its output and goes on
+	out, err := list.Output()
 	if err != nil {
 		return false
 	}

@@ -77,6 +77,11 @@ func (d *Server) prefetch(ctx context.Context, in prefetchInput) (*mcp.Answer[ha
 			return nil, fmt.Errorf("expected_hash: %w", err)
 		}
 	}
+	done, err := d.fetching.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	got, err := d.fetcher.Hash(ctx, in.URL, in.Unpack)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nix-infra/nix-infra/cli/mcp/projectfiles"
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/nix"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -57,6 +58,8 @@ type nodeTree struct {
 	node  string
 	dir   string
 	files map[string]bool
+
+	private []string // files that something else stands in for
 }
 
 // hardware stands in for what the machine alone knows.
@@ -67,6 +70,10 @@ if options ? fileSystems then {
   boot.loader.grub.devices = lib.mkDefault [ "nodev" ];
 } else { }
 `
+
+// nothing stands in for a file that an assistant may not read: whoever writes Nix code could have an error say what is in it. It is an
+// empty set to whoever reads Nix, JSON or YAML.
+const nothing = "{ }\n"
 
 func (t *nodeTree) write(tree *project.Tree) error {
 	files := slices.Clone(tree.Files)
@@ -80,6 +87,10 @@ func (t *nodeTree) write(tree *project.Tree) error {
 		}
 	}
 	for _, f := range files {
+		if !isOurs(f.Path) && projectfiles.Private(t.source(f.Path), f.Data) {
+			t.private = append(t.private, t.source(f.Path))
+			f.Data = []byte(nothing)
+		}
 		file := filepath.Join(t.dir, filepath.FromSlash(f.Path))
 		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 			return err
@@ -92,19 +103,32 @@ func (t *nodeTree) write(tree *project.Tree) error {
 	return nil
 }
 
+// isOurs tells of a file of the tree that no person wrote it.
+func isOurs(name string) bool {
+	return strings.HasPrefix(name, "nix-infra/") || slices.Contains(protocol.NodeFiles, name)
+}
+
+// stoodInFor tells which files were not what they are.
+func (t *nodeTree) stoodInFor() []string {
+	if len(t.private) == 0 {
+		return nil
+	}
+	shown := strings.Join(t.private[:min(len(t.private), maxProblems)], ", ")
+	if over := len(t.private) - maxProblems; over > 0 {
+		shown += fmt.Sprintf(" and %d more", over)
+	}
+	return []string{"private files were checked as if they were { }: " + shown}
+}
+
 // source is where a file of the tree comes from in the project.
 func (t *nodeTree) source(name string) string {
 	switch name {
 	case t.node + ".nix":
 		return path.Join(t.testDir, "nodes", name)
 	case "cluster_node.nix":
-		module := t.module(t.node)
-		if !strings.Contains(module, "/") {
-			module = path.Join("node_types", module)
-		}
-		return strings.TrimSuffix(module, ".nix") + ".nix"
+		return t.module(t.node)
 	case "control_node.nix":
-		return "node_types/control_node.nix"
+		return controlType
 	}
 	return name
 }
@@ -113,7 +137,7 @@ func (t *nodeTree) source(name string) string {
 func (t *nodeTree) parse(ctx context.Context) (problems []problem) {
 	for name := range t.files {
 		source := t.source(name)
-		if path.Ext(name) != ".nix" || strings.HasPrefix(name, "nix-infra/") || t.parsed[source] || slices.Contains(protocol.NodeFiles, name) {
+		if path.Ext(name) != ".nix" || isOurs(name) || t.parsed[source] {
 			continue
 		}
 		err := nix.Parse(ctx, filepath.Join(t.dir, filepath.FromSlash(name)))

@@ -85,8 +85,27 @@ func normal(s string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(s, "\r\n", "\n"), "\r", "\n")
 }
 
-// keyMaterial is what private keys look like: PEM, age, the seeds and user credentials of NATS, Nix's signing keys.
-var keyMaterial = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----|AGE-SECRET-KEY-1[0-9A-Z]{20}|-----BEGIN (USER|NATS) [A-Z ]*-----|\bS[UAONCX][A-Z2-7]{56}\b`)
+// keyMaterial is what private keys look like: PEM and PGP, age, the seeds and user credentials of NATS, Nix's signing keys (whose
+// public halves are shorter).
+var keyMaterial = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----|AGE-SECRET-KEY-(PQ-)?1[0-9A-Z]{20}|-----BEGIN (USER|NATS) [A-Z ]*-----|\bS[UAONCX][A-Z2-7]{56}\b|[A-Za-z0-9._-]:[A-Za-z0-9+/]{86}==`)
+
+// Private tells of a file, by its path below the project and by its content, whether it is not for assistants wherever it lies.
+func Private(name string, content []byte) bool {
+	clean, err := clean(name)
+	return err != nil || isPrivateHere(clean) || keyMaterial.Match(content)
+}
+
+// IsFolder tells whether a path leads to a folder. It is an error where nothing is there, or nothing that can be read.
+func (f *Folder) IsFolder(name string) (bool, error) {
+	p, err := f.find(name, f.readable)
+	if p != nil {
+		defer p.close()
+	}
+	if err != nil {
+		return false, err
+	}
+	return p.info.IsDir(), nil
+}
 
 // Result is one of ReadMany.
 type Result struct {
