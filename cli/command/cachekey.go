@@ -58,7 +58,13 @@ func (a *app) cacheKey(p *project.Project, file string) (cacheKey, error) {
 		return key, err
 	}
 	p.Settings.Cache.Keys = append(p.Settings.Cache.Keys, key.public)
-	if err := project.WriteSettings(p.Dir, p.Settings); err != nil {
+	if _, err := a.changeSettings(func(now *project.Project) (project.Settings, error) {
+		after := now.Settings
+		if !slices.Contains(after.Cache.Keys, key.public) {
+			after.Cache.Keys = append(slices.Clone(after.Cache.Keys), key.public)
+		}
+		return after, nil
+	}); err != nil {
 		return cacheKey{}, err
 	}
 	a.note("cache.keys in %s lists its public half: %s", project.SettingsFile, key.public)

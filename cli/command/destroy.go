@@ -118,7 +118,7 @@ func (a *app) destroy(ctx context.Context, names []string, o destroyOptions) err
 		return err
 	}
 	a.deleteServers(ctx, at, all)
-	if err := a.forget(p, all); err != nil {
+	if err := a.forgetMachines(all); err != nil {
 		return err
 	}
 	return a.destroyed(ctx, all)
@@ -218,15 +218,10 @@ func (a *app) deleteServers(ctx context.Context, at provision.Provider, all []*d
 	_ = limit.Wait() // how each went is in doomed
 }
 
-// forget takes what was true of the machines only out of the project.
-func (a *app) forget(p *project.Project, all []*doomed) error {
-	after := p.Settings
-	after.Cluster.ControlNodes = slices.Clone(after.Cluster.ControlNodes)
-	after.Cluster.ServiceGroups = maps.Clone(after.Cluster.ServiceGroups)
-	after.Nodes = maps.Clone(after.Nodes)
-	changed := false
+// forgetMachines takes what was true of the machines only out of the project.
+func (a *app) forgetMachines(all []*doomed) error {
 	for _, d := range all {
-		if d.err != nil || d.server == nil || d.server.Provider == provision.SelfHostedName {
+		if !d.gone() {
 			continue
 		}
 		if err := provision.ForgetNode(a.own(knownHostsFile), d.name, d.server.Host); err != nil {
@@ -235,26 +230,34 @@ func (a *app) forget(p *project.Project, all []*doomed) error {
 		if err := a.forgetJournal(d.name); err != nil {
 			return err
 		}
-		if others := slices.DeleteFunc(slices.Clone(after.Controllers), func(url string) bool { return isAt(url, d) }); len(others) < len(after.Controllers) {
-			after.Controllers, changed = others, true
+	}
+	_, err := a.changeSettings(func(now *project.Project) (project.Settings, error) { return withoutMachines(now.Settings, all), nil })
+	return err
+}
+
+// gone tells whether the machine was deleted, and not only taken out of the fleet.
+func (d *doomed) gone() bool {
+	return d.err == nil && d.server != nil && d.server.Provider != provision.SelfHostedName
+}
+
+// withoutMachines are the settings without what was true of deleted machines only.
+func withoutMachines(after project.Settings, all []*doomed) project.Settings {
+	after.Cluster.ControlNodes = slices.Clone(after.Cluster.ControlNodes)
+	after.Cluster.ServiceGroups = maps.Clone(after.Cluster.ServiceGroups)
+	after.Nodes = maps.Clone(after.Nodes)
+	for _, d := range all {
+		if !d.gone() {
+			continue
 		}
-		is := &after.Cluster
-		if i := slices.Index(is.ControlNodes, d.name); i >= 0 {
-			is.ControlNodes, changed = slices.Delete(is.ControlNodes, i, i+1), true
-		}
-		if _, ok := is.ServiceGroups[d.name]; ok {
-			delete(is.ServiceGroups, d.name)
-			changed = true
-		}
+		after.Controllers = slices.DeleteFunc(slices.Clone(after.Controllers), func(url string) bool { return isAt(url, d) })
+		after.Cluster.ControlNodes = slices.DeleteFunc(after.Cluster.ControlNodes, func(name string) bool { return name == d.name })
+		delete(after.Cluster.ServiceGroups, d.name)
 		if n := after.Nodes[d.name]; n.IPv4 != "" && n.IPv4 == d.server.Host {
 			n.IPv4 = ""
-			after.Nodes[d.name], changed = n, true
+			after.Nodes[d.name] = n
 		}
 	}
-	if !changed {
-		return nil
-	}
-	return project.WriteSettings(p.Dir, after)
+	return after
 }
 
 // forgetJournal removes what is remembered of a machine that was being brought in.

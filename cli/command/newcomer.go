@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/url"
 	"strconv"
@@ -54,7 +55,14 @@ func (n *newcomer) becomeController(ctx context.Context, a *app, e *enrolment, a
 		}
 		e.Controllers = []string{"tls://" + net.JoinHostPort(host, "4222"), "wss://" + net.JoinHostPort(host, "443")}
 		e.me.project.Settings.Controllers = e.Controllers
-		if err := project.WriteSettings(a.dir, e.me.project.Settings); err != nil {
+		if _, err := a.changeSettings(func(now *project.Project) (project.Settings, error) {
+			after := now.Settings
+			if len(after.Controllers) > 0 {
+				return after, fmt.Errorf("another run made a controller meanwhile (%s in %s); run the same command again", strings.Join(after.Controllers, ", "), project.SettingsFile)
+			}
+			after.Controllers = e.Controllers
+			return after, nil
+		}); err != nil {
 			return false, err
 		}
 		n.step("controllers in nix-infra.yaml: " + strings.Join(e.Controllers, ", "))

@@ -3,8 +3,8 @@ package command
 import (
 	"context"
 	"maps"
+	"os"
 	"path/filepath"
-	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -129,10 +129,20 @@ everything is composed and checked and the test's folder is recorded, but nothin
 	return u.command(a, c)
 }
 
-// belowProject is a path that was given, as the settings have it: they may be moved with the project.
+// belowProject is a path that was given, as the settings have it: they may be moved with the project, and read elsewhere
+// than here.
 func belowProject(dir, path string) string {
+	if path == "" {
+		return ""
+	}
 	if !filepath.IsAbs(path) {
-		return path
+		here, err := filepath.Abs(path)
+		if _, below := os.Stat(filepath.Join(dir, path)); below == nil || err != nil {
+			return path
+		} else if _, err := os.Stat(here); err != nil {
+			return path // that it is nowhere is said when it is looked into
+		}
+		path = here
 	}
 	for _, root := range []string{dir, resolved(dir)} {
 		if rel, err := filepath.Rel(root, path); err == nil && filepath.IsLocal(rel) {
@@ -171,7 +181,6 @@ func (a *app) update(ctx context.Context, u *updateOptions) error {
 	if err != nil {
 		return err
 	}
-	before := me.project.Settings
 	after, err := u.settings(me.project, chosen)
 	if err != nil {
 		return err
@@ -188,11 +197,9 @@ func (a *app) update(ctx context.Context, u *updateOptions) error {
 	if err != nil {
 		return err
 	}
-	changed := !reflect.DeepEqual(before, after)
-	if changed {
-		if err := project.WriteSettings(me.project.Dir, after); err != nil {
-			return err
-		}
+	changed, err := a.changeSettings(func(now *project.Project) (project.Settings, error) { return u.settings(now, chosen) })
+	if err != nil {
+		return err
 	}
 	a.tellRecorded(u, after, namesOf(chosen), changed)
 	if u.rebuild {

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/nix-infra/nix-infra/cli/client/fleettest"
@@ -192,6 +194,50 @@ func TestUpdateKeepsStateVersion(t *testing.T) {
 		t.Errorf("%q %q", tree["flake.nix"], tree["configuration.nix"])
 	}
 	s.expect(Refused, "was new with NixOS 25.05", "fleet", "update", "--target=web1", "--nixos-version=24.11")
+}
+
+// TestRecordedAtOnce: what the scripts' several calls at once record is all there afterwards.
+func TestRecordedAtOnce(t *testing.T) {
+	s, _ := olderProject(t)
+	s.must("cluster", "init-ctrl", "etcd1", "--cluster-uuid=d9e2", "--nixos-version=25.11")
+	var calls sync.WaitGroup
+	for _, node := range []string{"web1", "web2", "db1", "etcd1"} {
+		calls.Go(func() {
+			if r := s.run("cluster", "init-node", "--target="+node, "--service-group=of-"+node, "--node-module=mesh_node", "--ctrl-nodes=etcd1", "--nixos-version=25.11"); r.status != OK {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+	calls.Wait()
+	settings := s.settings()
+	for _, node := range []string{"web1", "web2", "db1", "etcd1"} {
+		if groups := settings.Cluster.ServiceGroups[node]; len(groups) != 1 || groups[0] != "of-"+node || settings.Node(node).NodeModule != "mesh_node" {
+			t.Errorf("of %s is recorded: %v %q", node, groups, settings.Node(node).NodeModule)
+		}
+	}
+}
+
+// A test's folder that is given as seen from the current folder is found again from anywhere.
+func TestRecordedTestFolder(t *testing.T) {
+	project, elsewhere := t.TempDir(), t.TempDir()
+	for _, dir := range []string{filepath.Join(project, "a/nodes"), filepath.Join(elsewhere, "b/nodes")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(elsewhere)
+	for given, want := range map[string]string{
+		"": "", "a": "a", "b": filepath.Join(elsewhere, "b"), "nowhere": "nowhere",
+		filepath.Join(project, "a"): "a", filepath.Join(elsewhere, "b"): filepath.Join(elsewhere, "b"),
+	} {
+		if got := belowProject(project, given); got != want {
+			t.Errorf("%q is recorded as %q, want %q", given, got, want)
+		}
+	}
+	t.Chdir(filepath.Dir(project))
+	if got := belowProject(project, filepath.Join(filepath.Base(project), "a")); got != "a" {
+		t.Errorf("a folder below the project, seen from beside it, is recorded as %q", got)
+	}
 }
 
 func TestRecordedJSON(t *testing.T) {

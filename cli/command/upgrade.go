@@ -113,7 +113,9 @@ func (a *app) upgrade(ctx context.Context, o *deployOptions) error {
 	}
 	pins := order.mode != protocol.DryActivate && !reflect.DeepEqual(before, after)
 	if pins {
-		if err := project.WriteSettings(me.project.Dir, after); err != nil {
+		if _, err := a.changeSettings(func(now *project.Project) (project.Settings, error) {
+			return now.Settings.Upgrade(version, namesOf(chosen), len(chosen) == len(all), runs), nil
+		}); err != nil {
 			return err
 		}
 	}

@@ -216,6 +216,12 @@ func (f *Fleet) putBlobs(payload []byte) error {
 }
 
 func (f *Fleet) putPiece(p protocol.BlobPiece) error {
+	if f.blobs[p.Digest] != nil {
+		return nil // another run was faster
+	}
+	if p.Offset == 0 {
+		f.pieces[p.Digest] = nil
+	}
 	if p.Offset != int64(len(f.pieces[p.Digest])) {
 		return protocol.Refuse(protocol.Invalid, "piece at %d, expected %d", p.Offset, len(f.pieces[p.Digest]))
 	}
