@@ -153,6 +153,9 @@ offline and follow later, 130 interrupted.`,
   nix-infra enroll db1 --ssh root@192.0.2.10 --tag db
   nix-infra deploy @db
   nix-infra status`,
+		Args: unknownSubcommand,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return a.prepare() },
 	}
@@ -160,6 +163,11 @@ offline and follow later, 130 interrupted.`,
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if c.HasSubCommands() && c.Flags().NArg() > 0 { // flags of a command that there is none of
+			if err := c.ValidateArgs(c.Flags().Args()); err != nil {
+				return err
+			}
+		}
 		return errors.New(err.Error() + "; see " + c.CommandPath() + " --help")
 	})
 	f := root.PersistentFlags()
@@ -190,7 +198,8 @@ offline and follow later, 130 interrupted.`,
 		}
 		root.AddCommand(g.commands...)
 	}
-	root.AddCommand(a.versionCommand())
+	root.AddCommand(a.versionCommand(), registryCommand())
+	explainWords(root)
 	return root
 }
 

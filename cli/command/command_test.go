@@ -361,7 +361,7 @@ func TestBadInput(t *testing.T) {
 		{"unknown flag", nil, []string{"status", "--nope"}, "unknown flag: --nope; see nix-infra status --help"},
 		{"unknown command", nil, []string{"nope"}, "unknown command"},
 		{"unknown subcommand", nil, []string{"node", "nope"}, "unknown command"},
-		{"arguments missing", nil, []string{"node", "show"}, "accepts 1 arg"},
+		{"arguments missing", nil, []string{"node", "show"}, "what it takes is missing: nix-infra node show NAME; see nix-infra node show --help"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newShell(t)

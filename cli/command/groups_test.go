@@ -92,12 +92,18 @@ func TestOlderCalls(t *testing.T) {
 	for says, args := range map[string][]string{
 		"unknown command \"cmdd\"": {"fleet", "cmdd"},
 		"unknown command \"etcd\"": {"fleet", "etcd", "nodes"},
-		"unknown flag: --tarket":   {"cluster", "cmd", "--tarket=web1", "x"},
-		"which nodes":              {"fleet", "gc"},
-		"Name it with --target":    {"cluster", "etcd", "nodes", e},
-		"ask etcd for what":        {"etcd", e, "--target=web1"},
-		"character 5":              {"etcd", e, "--target=web1", "get $x"},
-		"--via":                    {"etcd", e, "--target=web1", "--via=x", "nodes"},
+		"did you mean ssh-key?":    {"remove-ssh-key", "--name=k"},
+		"did you mean deploy-apps": {"fleet", "deploy-app", "--target=web1"},
+		// C18
+		"publishes no images yet; have":  {"registry", "publish-image", "-d", s.dir, e, "--batch", "--target=web1", "--image-name=i", "--image-tag=t", "--file=f", "--use-localhost"},
+		"nix-infra ssh NODE -- podman":   {"publish-image", "--target=web1"},
+		"and push it from there (nix-in": {"registry", "list-images", "--target=web1"},
+		"unknown flag: --tarket":         {"cluster", "cmd", "--tarket=web1", "x"},
+		"which nodes":                    {"fleet", "gc"},
+		"Name it with --target":          {"cluster", "etcd", "nodes", e},
+		"ask etcd for what":              {"etcd", e, "--target=web1"},
+		"character 5":                    {"etcd", e, "--target=web1", "get $x"},
+		"--via":                          {"etcd", e, "--target=web1", "--via=x", "nodes"},
 	} {
 		s.expect(Refused, says, args...)
 	}

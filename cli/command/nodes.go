@@ -73,14 +73,6 @@ func (a *app) nodeCommand() *cobra.Command {
 	return c
 }
 
-// unknownSubcommand refuses words that cobra would hand to a group's help.
-func unknownSubcommand(c *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return fmt.Errorf("unknown command %q for %q; see %s --help", args[0], c.CommandPath(), c.CommandPath())
-	}
-	return nil
-}
-
 func (a *app) nodeShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "show NAME",

@@ -17,8 +17,9 @@ import (
 
 func (a *app) sshKeyCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "ssh-key",
-		Short: "Make SSH keys, and have the provider know them",
+		Use:        "ssh-key",
+		SuggestFor: []string{"remove-ssh-key"}, // as the earlier tool once had it
+		Short:      "Make SSH keys, and have the provider know them",
 		Long: `Make the SSH key pairs that machines are reached with until they are enrolled (below ssh/ in the project), and have
 the provider know their public halves, or forget them. nix-infra init makes a pair, and nix-infra provision adds it to the
 provider by itself: these commands are for further ones, and for cleaning up.`,
