@@ -26,6 +26,9 @@ const (
 	// askTimeout is for one answer.
 	askTimeout = 15 * time.Second
 
+	// minWait is how long is waited by a token that was never good, for whoever refuses it.
+	minWait = time.Minute
+
 	// refusedLogins is how many logins in a row may be refused: a controller may hear of a token's role a moment after
 	// another one.
 	refusedLogins = 3
@@ -41,7 +44,7 @@ var ErrNotAnswered = errors.New("not let in")
 type JoinOptions struct {
 	Dir     string
 	Token   *protocol.Token
-	Timeout time.Duration     // for everything
+	Timeout time.Duration     // for everything; 0: for as long as the token is good
 	Tell    func(what string) // each step, once
 }
 
@@ -82,6 +85,9 @@ func Join(ctx context.Context, o JoinOptions) (already bool, err error) {
 	}
 	j := &joining{JoinOptions: o, request: request, message: protocol.Encode(message), key: key, told: map[string]bool{}, to: connect.To{URLs: o.Token.Controllers,
 		CA: o.Token.CAPEM(), Signer: signer, Name: "joins as " + o.Token.Node, InboxPrefix: protocol.JoinInbox(o.Token.Node, key)}}
+	if j.Timeout == 0 {
+		j.Timeout = max(o.Token.Life(), minWait) // when it has ended, the broker says so
+	}
 	answer, err := j.run(ctx)
 	if err != nil {
 		return false, err
@@ -98,7 +104,8 @@ type joining struct {
 	key     string // of the token
 	to      connect.To
 	told    map[string]bool
-	refused int // logins, in a row
+	refused int  // logins, in a row
+	waits   bool // a controller has the request, and that was the last that it said
 }
 
 // final is an error after which asking again is in vain.
@@ -120,7 +127,7 @@ func (j *joining) run(ctx context.Context) (*protocol.EnrolAnswer, error) {
 			return nil, f.error
 		}
 		if limited.Err() == nil {
-			last = err
+			last, j.waits = err, false
 			j.tell("not yet: " + err.Error())
 		}
 		select {
@@ -131,10 +138,12 @@ func (j *joining) run(ctx context.Context) (*protocol.EnrolAnswer, error) {
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case j.waits:
+			return nil, fmt.Errorf("%w within %s: the operator has not answered; run this again while nix-infra enroll --pending %s is run", ErrNotAnswered, j.Timeout, j.Token.Node)
 		case last != nil:
 			return nil, fmt.Errorf("%w within %s: %w", ErrNotAnswered, j.Timeout, last)
 		}
-		return nil, fmt.Errorf("%w within %s: the operator has not answered; run this again while nix-infra enroll --pending %s is run", ErrNotAnswered, j.Timeout, j.Token.Node)
+		return nil, fmt.Errorf("%w within %s: %s did not answer", ErrNotAnswered, j.Timeout, strings.Join(j.to.URLs, ", "))
 	}
 }
 
@@ -164,6 +173,7 @@ func (j *joining) once(ctx context.Context) (*protocol.EnrolAnswer, error) {
 		if answer != nil || err != nil {
 			return answer, err
 		}
+		j.waits = true
 		j.tell("wait for the operator (nix-infra enroll --pending " + j.Token.Node + "); this machine's key is " + j.request.Key)
 		select {
 		case <-ctx.Done():
@@ -215,7 +225,8 @@ func (j *joining) explain(err error) error {
 	switch {
 	case link.RefusedLogin(err):
 		if ends := j.Token.Ends(); !time.Now().Before(ends) {
-			return final{protocol.Refuse(protocol.Expired, "the token for %s ended at %s; have the operator make another: nix-infra enroll --token %s", j.Token.Node, ends.UTC().Format(time.RFC3339), j.Token.Node)}
+			return final{protocol.Refuse(protocol.Expired, "the token for %s ended at %s (this machine's clock says %s); have the operator make another: nix-infra enroll --token %s",
+				j.Token.Node, ends.UTC().Format(time.RFC3339), clock(), j.Token.Node)}
 		}
 		j.refused++
 		err := protocol.Refuse(protocol.Untrusted, "the broker does not take the token: it has ended (this machine's clock says %s), or the fleet has other keys by now; have the operator make another: nix-infra enroll --token %s",

@@ -141,6 +141,15 @@ func (t *Token) Ends() time.Time {
 	return time.Unix(claims.Expires, 0)
 }
 
+// Life is for how long the token is good from when it was made: a machine can go by that whatever its clock says.
+func (t *Token) Life() time.Duration {
+	claims, err := jwt.DecodeUserClaims(t.User)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(claims.Expires-claims.IssuedAt) * time.Second
+}
+
 // CAPEM is the CA as connections and enrolments want it.
 func (t *Token) CAPEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: t.CA})

@@ -85,6 +85,10 @@ func TestTokenText(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
+	long, _ := f.token(t, "web1", time.Now().Add(24*time.Hour))
+	if life := long.Life(); life < 24*time.Hour-time.Minute || life > 24*time.Hour {
+		t.Errorf("a token for a day is good for %s", life)
+	}
 	if _, _, err := f.keys.NewToken("web1", time.Time{}, f.public.Operator, testCA(t), token.Controllers); err == nil {
 		t.Error("a token that never ends was made")
 	}

@@ -37,6 +37,9 @@ func joinCommand(dir *string) *cobra.Command {
   nix-infra-agent join /run/nix-infra/token --timeout 1h --no-start`,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
+			if timeout < 0 {
+				return exit(exitRefused, "--timeout %s: use such as 15m or 1h", timeout)
+			}
 			text, err := readToken(c.InOrStdin(), args[0])
 			if err != nil {
 				return exit(exitRefused, "%w", err)
@@ -78,7 +81,7 @@ func joinCommand(dir *string) *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().DurationVar(&timeout, "timeout", 15*time.Minute, "how long to wait for the operator")
+	c.Flags().DurationVar(&timeout, "timeout", 0, "how long to wait for the operator (default: for as long as the token is good)")
 	c.Flags().BoolVar(&noStart, "no-start", false, "don't start the agent")
 	return c
 }
