@@ -18,7 +18,7 @@ import (
 // Between two passes the engine rests for as long as several passes take, so that it never takes more than a share of a
 // core, and a thousand reports at once are one pass.
 const (
-	restFactor = 4
+	restFactor = 9
 	minRest    = 2 * time.Millisecond
 	maxRest    = 100 * time.Millisecond
 	retryRound = time.Second // after something could not be recorded

@@ -90,12 +90,14 @@ func (t *term) beat(m *nats.Msg) {
 	}
 	t.alive.Beat(node, b)
 	wanted, has := t.fleet.wanted(node)
-	// 0 is an agent that does not say.
-	stale := b.Account != 0 && b.Account < t.c.verifier.Issued()
+	stale := b.Account != 0 && t.stale(b) // 0 is an agent that does not say
 	if stale || (has && b.Serial < wanted.Serial) {
 		t.look(node, wanted, stale)
 	}
 }
+
+// stale tells whether a beat shows an older account JWT than the newest, or none.
+func (t *term) stale(b protocol.Beat) bool { return b.Account < t.c.verifier.Issued() }
 
 // look tells a node what it should have. The account JWT is sent only to those that lack it.
 func (t *term) look(node string, d protocol.Desired, account bool) {
@@ -123,7 +125,10 @@ func (t *term) manifest(ctx context.Context, node string, data []byte) (any, err
 			return nil, err
 		}
 	}
-	reply := protocol.ManifestReply{Account: t.c.verifier.Account()}
+	var reply protocol.ManifestReply
+	if alive, _ := t.alive.State(node); t.stale(alive.Beat) {
+		reply.Account = t.c.verifier.Account()
+	}
 	if q.Digest == "" {
 		d, ok := t.fleet.wanted(node)
 		if !ok {
@@ -213,16 +218,17 @@ func (t *term) report(ctx context.Context, node string, data []byte) (any, error
 	if !has || p.Serial != r.Serial || p.held() {
 		return nil, protocol.Refuse(protocol.Unknown, "%s has no part with serial %d in deployment %s", node, r.Serial, r.Deployment)
 	}
-	e, ok, err := t.c.store.Entry(ctx, r.Deployment, node)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, errors.New("the deployment was just removed")
-	}
-	// A staged system reports twice: when it is the boot default, and when it was proven.
-	if e.Report != nil && e.Report.Ended.After(r.Ended) {
-		return nil, nil
+	e := p.Entry
+	if p.phase != "" { // a staged system reports twice: when it is the boot default, and when it was proven
+		var ok bool
+		if e, ok, err = t.c.store.Entry(ctx, r.Deployment, node); err != nil {
+			return nil, err
+		} else if !ok {
+			return nil, errors.New("the deployment was just removed")
+		}
+		if e.Report != nil && e.Report.Ended.After(r.Ended) {
+			return nil, nil
+		}
 	}
 	if r.Phase == protocol.Confirmed && r.Mode != protocol.DryActivate {
 		r.Log = ""

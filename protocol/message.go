@@ -151,7 +151,7 @@ type ManifestQuery struct {
 type ManifestReply struct {
 	Digest   string `json:"digest,omitempty"`
 	Manifest []byte `json:"manifest,omitempty"`
-	Account  string `json:"account,omitempty"` // the newest account JWT
+	Account  string `json:"account,omitempty"` // the newest account JWT; "": the node's last beat shows that it has it
 }
 
 // ManifestRequest is ShowManifest's: of a node, the manifest of a deployment or, with "", the one that it should have.

@@ -89,7 +89,7 @@ func (v *Verifier) Account() string {
 // signed, from whoever brings it. An older one is ignored, so that nobody can undo a revocation.
 func (v *Verifier) SetAccount(token string) (changed bool, err error) {
 	if token == v.Account() {
-		return false, nil // it comes with every manifest
+		return false, nil // as most often
 	}
 	c, err := v.decodeAccount(token)
 	if err != nil {
@@ -218,6 +218,7 @@ func (v *Verifier) Verify(s *Signed, e Expect, seen Seen) (*Verified, Identity, 
 		return nil, id, err
 	}
 	if seen != nil {
+		// To the end of the second in which it expires here.
 		known, err := seen.Add(h.ID, time.Unix(h.Expires, 0).Add(ClockSkew))
 		if err != nil {
 			return nil, id, Refuse(Failed, "can't remember the request's id, so it is not run: %v", err)
