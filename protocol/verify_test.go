@@ -129,6 +129,38 @@ func TestVerifyRequest(t *testing.T) {
 	}
 }
 
+// untilMap forgets as receivers do.
+type untilMap map[string]time.Time
+
+func (s untilMap) Add(id string, until time.Time) (bool, error) {
+	_, known := s[id]
+	s[id] = until
+	return known, nil
+}
+
+// As long as a request would be taken, its id is remembered.
+func TestReplayAtTheEnd(t *testing.T) {
+	f := newFleet(t)
+	s, id, err := f.signer(t, "vera", Viewer, time.Time{}).Request(Ping, "n1", nil, now)
+	must(t, err)
+	seen := untilMap{}
+	at := func(when time.Time) error {
+		_, _, err := f.verifier.Verify(s, Expect{Kind: KindRequest, Targets: []string{"n1"}, Now: when}, seen)
+		return err
+	}
+	must(t, at(now))
+	until := seen[id]
+	for ms := range 3000 {
+		when := now.Add(RequestLifetime + ClockSkew + time.Duration(ms-1000)*time.Millisecond)
+		if when.After(until) {
+			delete(seen, id)
+		}
+		if err := at(when); err == nil {
+			t.Fatalf("it is taken again %s after it was signed, and was remembered for %s", when.Sub(now), until.Sub(now))
+		}
+	}
+}
+
 func TestOwnSubjects(t *testing.T) {
 	for reply, want := range map[string]bool{
 		"ni.v1.node.n1.down.abc.1": true, "ni.v2.node.n1.down.abc": true,
