@@ -149,7 +149,7 @@ func (a *app) serveMCP(ctx context.Context, s mcpServer, o mcpOptions) (err erro
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, end()) }()
+		defer end()
 	}
 	if s.fleet {
 		tools := mcpfleet.Add(server, a.mcpHost(), s.name == "cluster")
@@ -190,5 +190,5 @@ func (a *app) mcpCaller(creds string) (mcp.Caller, error) {
 	if !me.Role.AtLeast(protocol.Viewer) {
 		return mcp.Caller{}, fmt.Errorf("%s is a %s's, which asks nothing; name credentials of a viewer or more", creds, me.Role)
 	}
-	return mcp.Caller{Name: me.Name, Role: me.Role, Creds: creds}, nil
+	return mcp.Caller{Name: me.Name, Role: me.Role, Creds: creds, Key: me.Key}, nil
 }

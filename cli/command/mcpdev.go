@@ -27,7 +27,7 @@ func (d *devFlags) register(f *pflag.FlagSet) {
 const superviseCommand = "supervise"
 
 // addDev gives a server the tools of development. The caller ends with what it gives back, which ends what they began.
-func (a *app) addDev(s *mcp.Server, flags devFlags) (end func() error, err error) {
+func (a *app) addDev(s *mcp.Server, flags devFlags) (end func(), err error) {
 	if flags.lab != "" {
 		file, err := filepath.Abs(flags.lab)
 		if err != nil {
@@ -42,13 +42,10 @@ func (a *app) addDev(s *mcp.Server, flags devFlags) (end func() error, err error
 	if err != nil {
 		return nil, err
 	}
-	d, err := dev.Add(s, dev.Options{
+	d := dev.Add(s, dev.Options{
 		Dir: a.dir, Open: a.open, Lab: flags.lab, AllowPrivate: flags.allowPrivate,
 		Supervisor: []string{self, "mcp", superviseCommand},
 	})
-	if err != nil {
-		return nil, err
-	}
 	return d.Close, nil
 }
 

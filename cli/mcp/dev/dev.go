@@ -60,12 +60,8 @@ func (t turns) take(ctx context.Context) (done func(), err error) {
 }
 
 // Add gives a server its tools.
-func Add(s *mcp.Server, o Options) (*Server, error) {
-	sessions, err := session.New(session.Options{Supervisor: o.Supervisor})
-	if err != nil {
-		return nil, err
-	}
-	d := &Server{Options: o, files: projectfiles.New(o.Dir), sessions: sessions, fetcher: prefetch.Fetcher{AllowPrivate: o.AllowPrivate},
+func Add(s *mcp.Server, o Options) *Server {
+	d := &Server{Options: o, files: projectfiles.New(o.Dir), sessions: session.New(session.Options{Supervisor: o.Supervisor}), fetcher: prefetch.Fetcher{AllowPrivate: o.AllowPrivate},
 		checking: make(turns, 1), fetching: make(turns, 2)}
 	d.addFiles(s)
 	d.addEdit(s)
@@ -73,8 +69,8 @@ func Add(s *mcp.Server, o Options) (*Server, error) {
 	d.addPrefetch(s)
 	d.addTests(s)
 	d.addEnvironment(s)
-	return d, nil
+	return d
 }
 
 // Close ends all sessions.
-func (d *Server) Close() error { return d.sessions.Close() }
+func (d *Server) Close() { d.sessions.Close() }

@@ -18,7 +18,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -27,8 +26,10 @@ import (
 
 // Bounds.
 const (
-	MaxRunning = 4  // at a time
-	maxKept    = 32 // sessions, with those that ended
+	MaxRunning = 4         // at a time
+	maxLeft    = 16        // that ended and left processes running
+	maxKept    = 32        // sessions, with those that ended
+	maxSpooled = 256 << 20 // bytes of output of all; sessions that ended are forgotten for it
 	keepFor    = time.Hour
 	maxTime    = 4 * time.Hour // of one session
 )
@@ -40,8 +41,7 @@ type Options struct {
 
 // Manager has sessions. It is safe for concurrent use; Close ends them all.
 type Manager struct {
-	o   Options
-	dir string // of the files with what they said
+	o Options
 
 	mu       sync.Mutex
 	closed   bool
@@ -50,13 +50,7 @@ type Manager struct {
 }
 
 // New makes a manager.
-func New(o Options) (*Manager, error) {
-	dir, err := os.MkdirTemp("", "nix-infra-sessions-")
-	if err != nil {
-		return nil, err
-	}
-	return &Manager{o: o, dir: dir}, nil
-}
+func New(o Options) *Manager { return &Manager{o: o} }
 
 // Order is what to run.
 type Order struct {
@@ -109,10 +103,13 @@ func (m *Manager) Start(o Order) (*Session, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.purge()
-	running := 0
+	running, left := 0, 0
 	for _, s := range m.sessions {
-		if s.Status().State == Running {
+		switch status := s.Status(); {
+		case status.State == Running:
 			running++
+		case status.Left > 0:
+			left++
 		}
 	}
 	switch {
@@ -120,13 +117,15 @@ func (m *Manager) Start(o Order) (*Session, error) {
 		return nil, errors.New("the server is about to end")
 	case running >= MaxRunning:
 		return nil, fmt.Errorf("%d sessions are running, and more at a time are not allowed; wait for one, or cancel it", running)
+	case left >= maxLeft:
+		return nil, fmt.Errorf("%d sessions ended and left processes that still run, and more are not allowed; cancel some", left)
 	}
 	m.number++
 	s := &Session{ID: fmt.Sprintf("session_%d_%d", m.number, time.Now().UnixMilli()), Order: o, Started: time.Now(), ended: make(chan struct{}), gone: make(chan struct{})}
 	s.status.State = Running
 	var err error
-	if s.spool, err = newSpool(filepath.Join(m.dir, s.ID)); err != nil {
-		return nil, err
+	if s.spool, err = newSpool(); err != nil {
+		return nil, fmt.Errorf("can't start a session: %w", err)
 	}
 	if err := s.start(m.o.Supervisor); err != nil {
 		s.spool.close()
@@ -249,12 +248,20 @@ func (s *Session) Status() Status {
 			status.ExitCode = nil
 		}
 	}
-	select {
-	case <-s.gone:
+	if s.isGone() {
 		status.Left = 0
-	default:
 	}
 	return status
+}
+
+// isGone tells whether no process of the session is there any more.
+func (s *Session) isGone() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 // Ended is closed when the program has ended and all that it said can be had.
@@ -311,26 +318,34 @@ func (m *Manager) List() []*Session {
 // purge forgets old sessions of which nothing runs.
 func (m *Manager) purge() {
 	over := len(m.sessions) - maxKept + 1
+	var spooled int64
+	for _, s := range m.sessions {
+		spooled += s.spool.kept()
+	}
 	m.sessions = slices.DeleteFunc(m.sessions, func(s *Session) bool {
 		select {
-		case <-s.gone:
+		case <-s.ended:
 		default:
+			return false
+		}
+		if !s.isGone() {
 			return false
 		}
 		s.mu.Lock()
 		old := time.Since(s.status.Ended) > keepFor
 		s.mu.Unlock()
-		if !old && over <= 0 {
+		if !old && over <= 0 && spooled <= maxSpooled {
 			return false
 		}
 		over--
+		spooled -= s.spool.kept()
 		s.spool.close()
 		return true
 	})
 }
 
 // Close ends all sessions, and waits until their processes are gone.
-func (m *Manager) Close() error {
+func (m *Manager) Close() {
 	m.mu.Lock()
 	m.closed = true
 	sessions := m.sessions
@@ -342,5 +357,4 @@ func (m *Manager) Close() error {
 		<-s.gone // the supervisor has a bound
 		s.spool.close()
 	}
-	return os.RemoveAll(m.dir)
 }

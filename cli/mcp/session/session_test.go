@@ -29,15 +29,8 @@ func manager(t *testing.T) *session.Manager {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := session.New(session.Options{Supervisor: []string{exe, "supervise"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	m := session.New(session.Options{Supervisor: []string{exe, "supervise"}})
+	t.Cleanup(m.Close)
 	return m
 }
 
@@ -54,7 +47,7 @@ func ended(t *testing.T, s *session.Session) session.Status {
 	t.Helper()
 	select {
 	case <-s.Ended():
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatalf("it does not end: %+v", s.Status())
 	}
 	return s.Status()
@@ -155,7 +148,7 @@ func alive(pid int) bool {
 // pids waits until files with process ids are there, and reads them.
 func pids(t *testing.T, dir string, names ...string) (all []int) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for _, name := range names {
 		for {
 			data, err := os.ReadFile(filepath.Join(dir, name))
@@ -270,7 +263,7 @@ func TestEndsWithServer(t *testing.T) {
 	if _, err := server.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for _, pid := range all {
 		for alive(pid) {
 			if time.Now().After(deadline) {
@@ -278,6 +271,68 @@ func TestEndsWithServer(t *testing.T) {
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
+	}
+}
+
+// TestSupervisorKilled: the program ends with what watches over it, and the session says what may be left.
+func TestSupervisorKilled(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("LEFT OUT: only Linux ties a process's life to another's")
+	}
+	t.Parallel()
+	m := manager(t)
+	s := start(t, m, "echo $PPID > supervisor; echo $$ > main; while :; do sleep 1; done")
+	both := pids(t, s.Order.Dir, "supervisor", "main")
+	if err := syscall.Kill(both[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); alive(both[1]); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the program goes on")
+		}
+	}
+	if status := ended(t, s); status.State != session.Failed || !strings.Contains(status.Reason, "may be left") {
+		t.Errorf("%+v", status)
+	}
+	if err := s.Cancel(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLeftRunning: sessions that end and leave processes behind don't add up without end.
+func TestLeftRunning(t *testing.T) {
+	t.Parallel()
+	m := manager(t)
+	var first *session.Session
+	for range 16 {
+		s := start(t, m, "sleep 1000 >/dev/null 2>&1 &")
+		ended(t, s)
+		if first == nil {
+			first = s
+		}
+	}
+	if _, err := m.Start(session.Order{Dir: "/", Argv: []string{"/bin/true"}}); err == nil || !strings.Contains(err.Error(), "still run") {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := first.Cancel(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ended(t, start(t, m, "true"))
+}
+
+// TestSpooledIsBounded: what is kept of old sessions makes room for new ones.
+func TestSpooledIsBounded(t *testing.T) {
+	t.Parallel()
+	m := manager(t)
+	for range 6 { // each as much as a session may have
+		s := start(t, m, "head -c 80000000 /dev/zero")
+		ended(t, s)
+		if err := s.Cancel(t.Context()); err != nil { // it ended; this waits until its supervisor has, too
+			t.Fatal(err)
+		}
+	}
+	if n := len(m.List()); n > 4 || n < 3 {
+		t.Errorf("%d sessions of 64 MiB are kept", n)
 	}
 }
 
@@ -306,15 +361,13 @@ func TestBounds(t *testing.T) {
 		ended(t, s)
 	}
 	// What watched over them may take a moment longer to end: with the race detector, a second.
-	for deadline := time.Now().Add(20 * time.Second); len(m.List()) > 32; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); len(m.List()) > 32; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Errorf("%d sessions are kept", len(m.List()))
 			break
 		}
 	}
-	if err := m.Close(); err != nil {
-		t.Error(err)
-	}
+	m.Close()
 	if _, err := m.Start(session.Order{Dir: "/", Argv: []string{"/bin/true"}}); err == nil {
 		t.Error("one began after the end")
 	}

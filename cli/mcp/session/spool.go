@@ -29,9 +29,14 @@ type spool struct {
 	tail    []byte // of what was dropped
 }
 
-func newSpool(name string) (*spool, error) {
-	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+// newSpool makes a spool whose file has no name any more, so that nothing of it is left when we end, however we do.
+func newSpool() (*spool, error) {
+	file, err := os.CreateTemp("", "nix-infra-session-")
 	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		file.Close()
 		return nil, err
 	}
 	return &spool{file: file}, nil
@@ -186,14 +191,19 @@ func (s *spool) read(from, count, maxBytes int) (chunks []string, total int, err
 	return chunks, total, nil
 }
 
-// close removes the file.
+// kept is how many bytes are in the file.
+func (s *spool) kept() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.size()
+}
+
+// close drops what is kept.
 func (s *spool) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.file == nil {
-		return
+	if s.file != nil {
+		s.file.Close()
+		s.file = nil
 	}
-	s.file.Close()
-	_ = os.Remove(s.file.Name())
-	s.file = nil
 }

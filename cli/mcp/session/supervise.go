@@ -27,6 +27,10 @@ const (
 	killEvery = 20 * time.Millisecond
 )
 
+// A supervisor that is killed itself can end nothing any more; then at least the program ends, on Linux. A control group could reach
+// what the program had started, too, but not what somebody else started for it (a container's daemon, systemd-run), which is in a group of its
+// own; and it needs a systemd that gives this user one. That is a second way for little more.
+
 // Supervise runs a program until all that comes of it has ended, or until whoever started us closes file descriptor 3, or is
 // gone; then it ends it all. What there is to tell goes to file descriptor 4. It is the whole of a process of its own,
 // whose exit code it returns.
@@ -48,7 +52,7 @@ func Supervise(argv []string) int {
 	}
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = withUs(&syscall.SysProcAttr{Setsid: true})
 	if err := cmd.Start(); err != nil {
 		s.tell(report{Failure: err.Error()})
 		return 1

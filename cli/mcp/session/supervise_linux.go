@@ -3,7 +3,9 @@ package session
 import (
 	"bytes"
 	"os"
+	"runtime"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,6 +13,13 @@ import (
 // adoptOrphans has every process whose parent ends, below this one, become a child of this one.
 func adoptOrphans() error {
 	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+}
+
+// withUs has the kernel kill a process when we are gone. That is when the thread is that started it: it is ours for good.
+func withUs(a *syscall.SysProcAttr) *syscall.SysProcAttr {
+	runtime.LockOSThread()
+	a.Pdeathsig = syscall.SIGKILL
+	return a
 }
 
 // descendants are all processes that come of this one.

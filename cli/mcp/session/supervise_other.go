@@ -12,6 +12,9 @@ import (
 // adoptOrphans does nothing: only Linux has it. A process that leaves the program's process group gets away here.
 func adoptOrphans() error { return nil }
 
+// withUs does nothing: only Linux can tie a process's life to ours.
+func withUs(a *syscall.SysProcAttr) *syscall.SysProcAttr { return a }
+
 // descendants is the program's process group, as kill takes it.
 func descendants(program int) []int {
 	if syscall.Kill(-program, 0) != nil {
