@@ -282,6 +282,29 @@ func TestTokensCanOnlyAsk(t *testing.T) {
 	}
 }
 
+// What the broker keeps for a token's holder, and takes from it, has bounds.
+func TestTokensAskForLittle(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	n := r.comes(r.made("web1", time.Now().Add(time.Hour)))
+	value[protocol.JoinState](t)(n.ask(t))
+	for i := range 100 {
+		value[*nats.Subscription](t)(n.nc.SubscribeSync(protocol.JoinInbox("web1", n.key) + ".x" + fmt.Sprint(i)))
+	}
+	must(t, n.nc.Flush())
+	if err := n.nc.LastError(); !errors.Is(err, nats.ErrMaxSubscriptionsExceeded) {
+		t.Errorf("a hundred subscriptions: %v", err)
+	}
+	big := r.comes(n.token)
+	err := big.nc.Publish(protocol.UpSubject("web1", protocol.UpJoin), make([]byte, 4*protocol.MaxJoinRequest))
+	if err == nil {
+		err = big.nc.Flush()
+	}
+	if err == nil {
+		t.Error("a message of any size is taken")
+	}
+}
+
 // deaf tells whether the broker refuses somebody to listen to a subject.
 func (r *rig) deaf(t *testing.T, s *protocol.Signer, subject string) bool {
 	t.Helper()

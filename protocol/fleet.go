@@ -156,7 +156,7 @@ func (k *FleetKeys) account(revoked map[string]time.Time) (*jwt.AccountClaims, e
 		}
 		scope := jwt.NewUserScope()
 		scope.Key, scope.Role = key, string(r)
-		scope.Template.Permissions = permissions
+		scope.Template.Permissions, scope.Template.NatsLimits = permissions, limits(r)
 		ac.SigningKeys.AddScopedSigner(scope)
 	}
 	for key, at := range revoked {

@@ -176,3 +176,16 @@ func Permissions(r Role) (jwt.Permissions, error) {
 	}
 	return jwt.Permissions{Pub: jwt.Permission{Allow: pub}, Sub: jwt.Permission{Allow: sub}}, nil
 }
+
+// limits are what the broker keeps and carries for a connection of those whom one machine's theft would make hostile: an
+// agent has half a dozen subscriptions, a token's machine two.
+func limits(r Role) jwt.NatsLimits {
+	l := jwt.NatsLimits{Subs: jwt.NoLimit, Data: jwt.NoLimit, Payload: jwt.NoLimit}
+	switch r {
+	case Node:
+		l.Subs = 64
+	case Joiner:
+		l.Subs, l.Payload = 8, 2*MaxJoinRequest
+	}
+	return l
+}
