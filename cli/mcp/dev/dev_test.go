@@ -216,6 +216,27 @@ func TestEdit(t *testing.T) {
 			t.Errorf("%v: %q, want %q", c.inputs, a.file("nodes/web1.nix"), c.want)
 		}
 	}
+	// A last line without an end keeps to that, unless it is the one that is changed.
+	for _, c := range []struct {
+		inputs map[string]any
+		want   string
+	}{
+		{map[string]any{"operation": "insert", "start-line": 1, "content": "0"}, "0\n1\n2"},
+		{map[string]any{"operation": "replace", "start-line": 1, "content": "one\n"}, "one\n2"},
+		{map[string]any{"operation": "replace", "start-line": 2, "content": "two"}, "1\ntwo\n"},
+		{map[string]any{"operation": "insert", "start-line": 3, "content": "3"}, "1\n2\n3\n"},
+		{map[string]any{"operation": "replace", "old-text": "2", "content": "two"}, "1\ntwo"},
+	} {
+		write(t, filepath.Join(a.dir, "nodes/open.nix"), "1\n2")
+		c.inputs["path"] = "nodes/open.nix"
+		if a.good(tool, c.inputs); a.file("nodes/open.nix") != c.want {
+			t.Errorf("%v: %q, want %q", c.inputs, a.file("nodes/open.nix"), c.want)
+		}
+	}
+	write(t, filepath.Join(a.dir, "nodes/open.nix"), "1\r\n2\n")
+	if got := a.good(tool, map[string]any{"operation": "replace", "path": "nodes/open.nix", "start-line": 2, "content": "two"}); !strings.Contains(got.text, "which were mixed") || a.file("nodes/open.nix") != "1\ntwo\n" {
+		t.Errorf("%s %q", got.text, a.file("nodes/open.nix"))
+	}
 	a.good(tool, map[string]any{"operation": "create", "path": "app_modules/new/default.nix", "content": "{ }\n"})
 	if a.file("app_modules/new/default.nix") != "{ }\n" {
 		t.Error("it was not made")

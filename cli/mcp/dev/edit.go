@@ -121,6 +121,7 @@ func (in *editInput) edit(old string) (string, error) {
 		content += "\n"
 	}
 	at := in.StartLine - 1
+	var end int // of what is replaced
 	if in.Operation == "insert" {
 		const maxPad = 1000
 		if at > len(lines)+maxPad {
@@ -129,13 +130,18 @@ func (in *editInput) edit(old string) (string, error) {
 		for at > len(lines) { // as the earlier tool did
 			lines = append(lines, "\n")
 		}
-		return strings.Join(lines[:at], "") + content + strings.Join(lines[at:], ""), nil
+		end = at
+	} else {
+		if at >= len(lines) {
+			return "", fmt.Errorf("start-line %d is beyond the end; the file has %d lines", in.StartLine, len(lines))
+		}
+		end = min(max(in.EndLine, in.StartLine), len(lines))
 	}
-	if at >= len(lines) {
-		return "", fmt.Errorf("start-line %d is beyond the end; the file has %d lines", in.StartLine, len(lines))
+	text := strings.Join(lines[:at], "") + content + strings.Join(lines[end:], "")
+	if old != "" && !strings.HasSuffix(old, "\n") && end < len(lines) {
+		text = strings.TrimSuffix(text, "\n") // the last line stays as it was
 	}
-	end := min(max(in.EndLine, in.StartLine), len(lines))
-	return strings.Join(lines[:at], "") + content + strings.Join(lines[end:], ""), nil
+	return text, nil
 }
 
 var number = regexp.MustCompile(`^L[0-9]+: ?`)
@@ -158,6 +164,9 @@ func unnumbered(text string) string {
 func changed(did string, before, after *projectfiles.Text) *mcp.Answer[fileRow] {
 	if before.SHA256 == after.SHA256 {
 		did = "Nothing to change in"
+	}
+	if before.Mixed && before.SHA256 != after.SHA256 {
+		did = "Made all line ends LF, which were mixed, and changed"
 	}
 	diff := udiff.Unified("a/"+before.Path, "b/"+after.Path, before.Content, after.Content)
 	return &mcp.Answer[fileRow]{

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nix-infra/nix-infra/cli/mcp/projectfiles"
 )
@@ -39,6 +40,9 @@ func project(t *testing.T) (dir string, f *projectfiles.Folder) {
 		"nodes/binary.nix":             "\x00" + secret,
 		"nodes/latin.nix":              "\xe9 " + secret,
 		"nodes/pem.nix":                "''\n-----BEGIN OPENSSH PRIVATE KEY-----\n" + secret,
+		"nodes/pgp.nix":                "-----BEGIN PGP PRIVATE KEY BLOCK-----\n" + secret,
+		"nodes/sign.nix":               "cache.example.org-1:" + strings.Repeat("a+/B", 21) + "aa== " + secret,
+		"nodes/public.nix":             "cache.example.org-1:" + strings.Repeat("a+/B", 10) + "aaa=\n",
 		"nodes/age.nix":                "AGE-SECRET-KEY-1QQQQQQQQQQQQQQQQQQQQQQQQ " + secret,
 		"nodes/large.nix":              strings.Repeat(secret+"\n", 200_000),
 		"nodes-x/a.nix":                secret,
@@ -147,7 +151,7 @@ func TestNothingElseIsOpen(t *testing.T) {
 			t.Errorf("Change(%q): %v", name, err)
 		}
 	}
-	for _, name := range []string{"nodes", "nodes/pipe", "nodes/hard.nix", "nodes/binary.nix", "nodes/latin.nix", "nodes/pem.nix", "nodes/age.nix", "nodes/large.nix", "nodes/none.nix", "nodes/nowhere", "none/x", "nodes/web1.nix/x", "."} {
+	for _, name := range []string{"nodes", "nodes/pipe", "nodes/hard.nix", "nodes/binary.nix", "nodes/latin.nix", "nodes/pem.nix", "nodes/pgp.nix", "nodes/sign.nix", "nodes/age.nix", "nodes/large.nix", "nodes/none.nix", "nodes/nowhere", "none/x", "nodes/web1.nix/x", "."} {
 		if _, err := f.Read(name); err == nil {
 			t.Errorf("Read(%q) did", name)
 		}
@@ -191,6 +195,7 @@ func TestRead(t *testing.T) {
 		"nodes/crlf.nix":              "one\ntwo\n",
 		"nodes/mixed.nix":             "one\ntwo\nthree\n",
 		"nodes/empty.nix":             "",
+		"nodes/public.nix":            "cache.example.org-1:" + strings.Repeat("a+/B", 10) + "aaa=\n",
 		"nodes/inside":                "nginx\n", // links that stay where all is open
 		"nodes/insidefolder/a.nix":    "nginx\n",
 		"nodes/throughfolders":        "nginx\n",
@@ -301,10 +306,34 @@ func TestSearch(t *testing.T) {
 			t.Errorf("%.80q: %v", s.Pattern, found)
 		}
 	}
+	if _, more, err := f.Search(t.Context(), projectfiles.Search{Path: "nodes", Pattern: "nginx"}); err != nil || !strings.Contains(more, "nodes/large.nix") || strings.Contains(more, ".creds") {
+		t.Errorf("that files were passed by: %q %v", more, err)
+	}
 	write(t, filepath.Join(dir, "modules/many.nix"), strings.Repeat("needle "+strings.Repeat("y", 1000)+"\n", projectfiles.MaxMatches+1))
 	found, more, err := f.Search(t.Context(), projectfiles.Search{Path: "modules", Pattern: "needle"})
 	if err != nil || len(found) != projectfiles.MaxMatches || more == "" || len(found[0].Content) > 500 {
 		t.Errorf("%d, %q, %v", len(found), more, err)
+	}
+}
+
+// TestSearchEnds: an expression that takes long for each byte, in a file that is one line, ends with its caller.
+func TestSearchEnds(t *testing.T) {
+	dir, f := project(t)
+	write(t, filepath.Join(dir, "modules/line.json"), strings.Repeat("x", 1_000_000))
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := f.Search(ctx, projectfiles.Search{Path: "modules", Pattern: strings.Repeat("x{0,1000}", 100) + "y"})
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it ended by itself: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it does not end")
 	}
 }
 
@@ -379,9 +408,49 @@ func TestChange(t *testing.T) {
 	if data, _ := os.ReadFile(filepath.Join(dir, "nodes/mixed.nix")); string(data) != "one\ntwo\nthree\nfour\n" {
 		t.Errorf("mixed line ends became %q", data)
 	}
+	if mixed, err := f.Read("nodes/mixed.nix"); err != nil || mixed.Mixed {
+		t.Errorf("%+v %v", mixed, err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "modules/a.nix"), 0o664); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := f.Change("modules/a.nix", "", func(string) (string, error) { return "x", nil }); err != nil {
+		t.Error(err)
+	}
+	if info, _ := os.Stat(filepath.Join(dir, "modules/a.nix")); info.Mode().Perm() != 0o664 {
+		t.Errorf("the permissions are %v now", info.Mode())
+	}
 	failure := errors.New("no such line")
 	if _, _, err := f.Change("nodes/mixed.nix", "", func(string) (string, error) { return "", failure }); !errors.Is(err, failure) {
 		t.Error(err)
 	}
 	left(t, dir)
+}
+
+// TestOwner: what root edits for somebody stays theirs.
+func TestOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("LEFT OUT: only root can give files away")
+	}
+	dir, f := project(t)
+	for _, name := range []string{"nodes", "nodes/web1.nix"} {
+		if err := os.Chown(filepath.Join(dir, name), 4711, 4712); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := f.Change("nodes/web1.nix", "", func(string) (string, error) { return "x", nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Create("nodes/new/deep/a.nix", "x"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"nodes/web1.nix", "nodes/new", "nodes/new/deep", "nodes/new/deep/a.nix"} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if of := info.Sys().(*syscall.Stat_t); of.Uid != 4711 || of.Gid != 4712 {
+			t.Errorf("%s is of %d:%d", name, of.Uid, of.Gid)
+		}
+	}
 }

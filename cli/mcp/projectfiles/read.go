@@ -16,9 +16,9 @@ type Text struct {
 	Path    string
 	Content string // lines end in LF, whatever they end in in the file
 	SHA256  string // of the file as it is, in hex
+	Mixed   bool   // lines end in CR LF, CR and LF; after a change all of them do in LF
 
 	crlf bool // all lines end in CR LF
-	mode uint32
 }
 
 // Lines are the text's lines, without their ends.
@@ -73,9 +73,10 @@ func (p *place) read(asked string) (*Text, error) {
 		return nil, refuse(asked, "the file has a private key or credentials in it; take them out of the project's files")
 	}
 	sum := sha256.Sum256(data)
-	text := &Text{Path: p.name, SHA256: hex.EncodeToString(sum[:]), mode: uint32(p.info.Mode().Perm())}
+	text := &Text{Path: p.name, SHA256: hex.EncodeToString(sum[:])}
 	ends, all := bytes.Count(data, []byte("\r\n")), bytes.Count(data, []byte("\n"))
-	text.crlf = ends > 0 && ends == all
+	text.crlf = ends > 0 && ends == all && ends == bytes.Count(data, []byte("\r"))
+	text.Mixed = !text.crlf && bytes.IndexByte(data, '\r') >= 0
 	text.Content = normal(string(data))
 	return text, nil
 }
@@ -87,7 +88,7 @@ func normal(s string) string {
 
 // keyMaterial is what private keys look like: PEM and PGP, age, the seeds and user credentials of NATS, Nix's signing keys (whose
 // public halves are shorter).
-var keyMaterial = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----|AGE-SECRET-KEY-(PQ-)?1[0-9A-Z]{20}|-----BEGIN (USER|NATS) [A-Z ]*-----|\bS[UAONCX][A-Z2-7]{56}\b|[A-Za-z0-9._-]:[A-Za-z0-9+/]{86}==`)
+var keyMaterial = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----|AGE-SECRET-KEY-(PQ-)?1[0-9A-Z]{20}|-----BEGIN (USER|NATS) [A-Z ]*-----|\bS[UAONCX][A-Z2-7]{56}\b|-[0-9]+:[A-Za-z0-9+/]{86}==`)
 
 // Private tells of a file, by its path below the project and by its content, whether it is not for assistants wherever it lies.
 func Private(name string, content []byte) bool {

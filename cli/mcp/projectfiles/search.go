@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"regexp"
@@ -17,6 +18,7 @@ const (
 	MaxMatches  = 500
 	maxPattern  = 1000     // bytes
 	maxLine     = 400      // bytes of a line that is shown
+	longLine    = 1 << 10  // bytes; in a longer one, time is looked at while it is searched
 	maxSearched = 64 << 20 // bytes that are looked through
 	searchTime  = 20 * time.Second
 )
@@ -36,8 +38,8 @@ type Match struct {
 	Content string `json:"content"` // without the space around it
 }
 
-// Search gives the lines that match, in order, and why there may be more ("" where there are none). What is no text, or
-// not open, is passed by.
+// Search gives the lines that match, in order, and why there may be more ("" where there are none). What is not open is passed by, and so is
+// what can't be read as text; that is told where a file of the pattern's names was.
 func (f *Folder) Search(ctx context.Context, s Search) (matches []Match, more string, err error) {
 	re, err := s.compile()
 	if err != nil {
@@ -53,12 +55,14 @@ func (f *Folder) Search(ctx context.Context, s Search) (matches []Match, more st
 	bounded, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
 	searched := 0
+	var unread []string
 	visit := func(e Entry, p *place) error {
 		if e.Type != "file" || !s.wants(e.Path) {
 			return nil
 		}
 		text, err := p.read(e.Path)
 		if err != nil {
+			unread = append(unread, quote(e.Path))
 			return nil
 		}
 		if searched += len(text.Content); searched > maxSearched {
@@ -66,7 +70,11 @@ func (f *Folder) Search(ctx context.Context, s Search) (matches []Match, more st
 			return fs.SkipAll
 		}
 		for i, line := range text.Lines() {
-			if !re.MatchString(line) {
+			matched := matchIn(bounded, re, line)
+			switch {
+			case bounded.Err() != nil:
+				return bounded.Err()
+			case !matched:
 				continue
 			}
 			if len(matches) == MaxMatches {
@@ -87,7 +95,32 @@ func (f *Folder) Search(ctx context.Context, s Search) (matches []Match, more st
 	if bounded.Err() != nil && ctx.Err() == nil {
 		more, err = fmt.Sprintf("after %v the search stopped; look in a smaller folder", searchTime), nil
 	}
+	if more == "" && len(unread) > 0 {
+		more = fmt.Sprintf("%d files were not looked through, because they are large, or no text that is shown: %s", len(unread), strings.Join(unread[:min(len(unread), 5)], ", "))
+	}
 	return matches, more, err
+}
+
+// matchIn matches a line. An expression takes as many steps for a byte as it has parts, and a file may be one line: there ctx is
+// heeded in between.
+func matchIn(ctx context.Context, re *regexp.Regexp, line string) bool {
+	if len(line) <= longLine {
+		return re.MatchString(line)
+	}
+	return re.MatchReader(&runes{ctx: ctx, r: strings.NewReader(line)})
+}
+
+// runes reads a text until ctx ends.
+type runes struct {
+	ctx context.Context
+	r   *strings.Reader
+}
+
+func (r *runes) ReadRune() (rune, int, error) {
+	if r.ctx.Err() != nil {
+		return 0, 0, io.EOF
+	}
+	return r.r.ReadRune()
 }
 
 func (s Search) compile() (*regexp.Regexp, error) {

@@ -1,7 +1,6 @@
 package projectfiles
 
 import (
-	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"syscall"
 	"unicode/utf8"
 )
 
@@ -48,7 +48,11 @@ func (f *Folder) Create(name, content string) (*Text, error) {
 	case p.name != clean:
 		return nil, refuse(name, "it lies behind a link; name %s instead", quote(p.name))
 	}
-	err = p.put(content, 0o644, func(temporary string) error {
+	folder, err := p.dir.Stat(".")
+	if err != nil {
+		return nil, failed(name, "%w", reason(err))
+	}
+	err = p.put(content, 0o644, folder, func(temporary string) error {
 		if err := p.dir.Link(temporary, p.base); err != nil { // fails where there is something by now
 			return err
 		}
@@ -60,7 +64,7 @@ func (f *Folder) Create(name, content string) (*Text, error) {
 	return f.Read(name)
 }
 
-// Change has a file's text replaced by what edit makes of it: atomically, with the line ends and permissions that it
+// Change has a file's text replaced by what edit makes of it: atomically, with the line ends, permissions and owner that it
 // has. Where seen is not "", it must be the SHA-256 that the file still has, else ErrChanged.
 func (f *Folder) Change(name, seen string, edit func(content string) (string, error)) (before, after *Text, err error) {
 	changes.Lock()
@@ -95,7 +99,7 @@ func (f *Folder) Change(name, seen string, edit func(content string) (string, er
 	if err := check(name, content); err != nil {
 		return nil, nil, err
 	}
-	err = p.put(content, fs.FileMode(before.mode), func(temporary string) error {
+	err = p.put(content, p.info.Mode().Perm(), p.info, func(temporary string) error {
 		// Somebody else may have written meanwhile. What is left between this look and the rename is a moment.
 		if now, err := p.read(name); err != nil {
 			return err
@@ -132,7 +136,7 @@ func (f *Folder) makeFolders(asked, dir string) error {
 			return err
 		}
 		if err != nil {
-			err = p.dir.Mkdir(p.base, 0o755)
+			err = p.makeFolder()
 		} else if !p.info.IsDir() {
 			err = errors.New("a file stands where a folder is needed")
 		}
@@ -144,8 +148,34 @@ func (f *Folder) makeFolders(asked, dir string) error {
 	return nil
 }
 
-// put writes a file beside its place, and has place bring it there. On error nothing of it is left.
-func (p *place) put(content string, mode fs.FileMode, place func(temporary string) error) (err error) {
+// makeFolder makes a folder at a place where nothing is.
+func (p *place) makeFolder() error {
+	if err := p.dir.Mkdir(p.base, 0o755); err != nil {
+		return err
+	}
+	above, err := p.dir.Stat(".")
+	if err != nil {
+		return err
+	}
+	made, err := p.dir.OpenFile(p.base, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer made.Close()
+	return giveTo(made, above)
+}
+
+// giveTo gives what root made to the owner of something else: a lab needs root, and whose project it is goes on editing.
+func giveTo(file *os.File, like fs.FileInfo) error {
+	of, ok := like.Sys().(*syscall.Stat_t)
+	if os.Geteuid() != 0 || !ok {
+		return nil
+	}
+	return file.Chown(int(of.Uid), int(of.Gid))
+}
+
+// put writes a file beside its place, with the owner of like, and has place bring it there. On error nothing of it is left.
+func (p *place) put(content string, mode fs.FileMode, like fs.FileInfo, place func(temporary string) error) (err error) {
 	temporary := fmt.Sprintf(".%s.tmp-%s", short255(p.base), rand.Text()[:10])
 	file, err := p.dir.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -157,10 +187,13 @@ func (p *place) put(content string, mode fs.FileMode, place func(temporary strin
 			_ = p.dir.Remove(temporary)
 		}
 	}()
-	if err = file.Chmod(mode & 0o755); err != nil {
+	if err = giveTo(file, like); err != nil {
 		return err
 	}
-	if _, err = bytes.NewBufferString(content).WriteTo(file); err != nil {
+	if err = file.Chmod(mode); err != nil {
+		return err
+	}
+	if _, err = file.WriteString(content); err != nil {
 		return err
 	}
 	if err = file.Sync(); err != nil {
