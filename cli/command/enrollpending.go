@@ -38,11 +38,11 @@ func (a *app) enrollPending(ctx context.Context, name string, wait time.Duration
 	if err := e.me.mayLetIn(); err != nil {
 		return err
 	}
-	r, err := a.readTokens()
+	record, err := a.readTokens()
 	if err != nil {
 		return err
 	}
-	t := r.newest(name)
+	t := record.newest(name)
 	switch {
 	case t == nil:
 		return fmt.Errorf("no token was made for %s; make one: nix-infra enroll --token %s", name, name)
@@ -62,10 +62,19 @@ func (a *app) enrollPending(ctx context.Context, name string, wait time.Duration
 		return fmt.Errorf("the token for %s ended at %s; make another: nix-infra enroll --token %s", name, t.Ends.Format(time.RFC3339), name)
 	case j == nil:
 		return &outcome{Unanswered, fmt.Errorf("no machine has come with the token for %s yet; it is good until %s", name, t.Ends.Format(time.RFC3339))}
-	case j.User != "":
-		return fmt.Errorf("the machine that came with the token for %s was let in before", name)
+	case j.User == "":
+		return a.letIn(ctx, e, s, t, j, wait)
 	}
-	return a.letIn(ctx, e, s, t, j, wait)
+	// It was signed: the run that did so ended before it heard of the machine.
+	_, r, err := e.me.verifier.ProveJoin(&j.Request, name, time.Now())
+	if err != nil {
+		return err
+	}
+	if t.Machine != r.Key {
+		return fmt.Errorf("the controller says that a machine with the key %s was let in by the token for %s, and it was not from here; bring the project folder up to date", r.Key, name)
+	}
+	a.note("%s: signed before; waiting for a sign of life", name)
+	return a.awaitJoined(ctx, s, t, j, r, nil, wait)
 }
 
 func (a *app) listPending(ctx context.Context) error {
@@ -139,6 +148,9 @@ func (a *app) revokeToken(ctx context.Context, name string) error {
 	}
 	me, err := a.identity()
 	if err != nil {
+		return err
+	}
+	if err := me.mayLetIn(); err != nil {
 		return err
 	}
 	var void token

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -164,7 +165,13 @@ func (a *app) makeToken(e *enrolment, name string, o enrollOptions) (*token, err
 	if err != nil {
 		return nil, err
 	}
-	return &t, a.showToken(made.String(), &t, o)
+	if err := a.showToken(made.String(), &t, o); err != nil {
+		return nil, errors.Join(err, a.changeTokens(func(r *tokenRecord) error {
+			r.Tokens = slices.DeleteFunc(r.Tokens, func(other token) bool { return other.Key == key }) // nobody has it
+			return nil
+		}))
+	}
+	return &t, nil
 }
 
 // showToken shows a token where it was asked for.
@@ -290,6 +297,13 @@ func (a *app) letIn(ctx context.Context, e *enrolment, s *session, t *token, j *
 	if before != nil && before.Key != r.Key {
 		return fmt.Errorf("a node %s with another key (%s) is enrolled meanwhile; nothing was signed", t.Node, before.Key)
 	}
+	void, err := protocol.Revocations(e.Public.AccountJWT)
+	if err != nil {
+		return err
+	}
+	if at, revoked := void[r.Key]; revoked {
+		return fmt.Errorf("the machine that asks to be %s was thrown out at %s (its key is %s); nothing was signed", t.Node, at.Format(time.RFC3339), r.Key)
+	}
 	if j.Rival != "" {
 		a.note("WARNING: another machine (its key is %.60q) came with the same token and was refused: one of the two has stolen it", j.Rival)
 	}
@@ -309,7 +323,12 @@ func (a *app) letIn(ctx context.Context, e *enrolment, s *session, t *token, j *
 		return notLetIn(t, err)
 	}
 	a.note("%s: signed; waiting for its first sign of life", t.Node)
-	err = a.await(ctx, wait, func(ctx context.Context) bool { return heard(ctx, s, t.Node, before) })
+	return a.awaitJoined(ctx, s, t, j, r, before, wait)
+}
+
+// awaitJoined waits until a machine that was let in is heard of as the node, since before if it was known then.
+func (a *app) awaitJoined(ctx context.Context, s *session, t *token, j *protocol.Joining, r *protocol.EnrolRequest, before *protocol.NodeState, wait time.Duration) error {
+	err := a.await(ctx, wait, func(ctx context.Context) bool { return heard(ctx, s, t.Node, before) })
 	if ctx.Err() != nil {
 		return ctx.Err()
 	} else if err != nil {
