@@ -259,11 +259,13 @@ func (s *side) audited(t *testing.T) []protocol.AuditRecord {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := protocol.Decode[protocol.AuditRecord](m.Data)
-		if err != nil {
-			t.Fatal(err)
+		for _, data := range protocol.SplitRecords(m.Data) {
+			r, err := protocol.Decode[protocol.AuditRecord](data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, r)
 		}
-		all = append(all, r)
 	}
 	return all
 }

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -285,17 +286,23 @@ func TestShowAudit(t *testing.T) {
 	admin, vera := r.person("anna", protocol.Admin), r.person("vera", protocol.Viewer)
 	n1 := r.node(admin, "n1")
 	prev := ""
-	write := func(record protocol.AuditRecord) {
-		record.Version, record.At, record.Prev = 1, "n1", prev
-		data := protocol.Encode(record)
-		prev = protocol.Digest(data)
-		must(t, n1.nc.Publish(protocol.UpSubject("n1", protocol.UpAudit), data))
+	write := func(records ...protocol.AuditRecord) {
+		var lines [][]byte
+		for _, record := range records {
+			record.Version, record.At, record.Prev = 1, "n1", prev
+			lines = append(lines, protocol.Encode(record))
+			prev = protocol.Digest(lines[len(lines)-1])
+		}
+		must(t, n1.nc.Publish(protocol.UpSubject("n1", protocol.UpAudit), protocol.JoinRecords(lines)))
 	}
 	old := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for i := range 3000 {
 		write(protocol.AuditRecord{Seq: uint64(i + 1), Time: old.Add(time.Duration(i) * time.Minute), User: "bob", Action: protocol.Ping, Outcome: "ok", Reason: string(make([]byte, 300))})
 	}
-	write(protocol.AuditRecord{Seq: 3001, Time: old, User: "bob", Action: protocol.Deploy, Outcome: string(protocol.OverRole)})
+	// Three to a message, of which one was refused.
+	write(protocol.AuditRecord{Seq: 3001, Time: old, User: "carol", Action: protocol.Ping, Outcome: "ok"},
+		protocol.AuditRecord{Seq: 3002, Time: old, User: "bob", Action: protocol.Deploy, Outcome: string(protocol.OverRole)},
+		protocol.AuditRecord{Seq: 3003, Time: old, User: "carol", Action: protocol.Ping, Outcome: "ok"})
 	must(t, n1.nc.Publish(protocol.UpSubject("n1", protocol.UpAudit), []byte("damage")))
 	must(t, n1.nc.Flush())
 	vera.ask(protocol.TagNode, protocol.TagsRequest{Node: "n1"})
@@ -320,9 +327,17 @@ func TestShowAudit(t *testing.T) {
 	if pages < 2 {
 		t.Errorf("%d records came in one page", len(all))
 	}
-	for i, s := range all {
-		if s.Number != uint64(i+1) {
-			t.Fatalf("record %d has number %d", i, s.Number)
+	next, last := uint64(1), uint64(0) // the writer's numbers follow each other, and so do the stream's
+	for _, s := range all {
+		if s.Number != last && s.Number != last+1 {
+			t.Fatalf("after number %d comes %d", last, s.Number)
+		}
+		last = s.Number
+		if r, err := protocol.Decode[protocol.AuditRecord](s.Data); err == nil && r.At == "n1" {
+			if r.Seq != next {
+				t.Fatalf("record %d of n1 comes where %d should", r.Seq, next)
+			}
+			next++
 		}
 	}
 	own := 0
@@ -333,7 +348,7 @@ func TestShowAudit(t *testing.T) {
 			own++
 		}
 	}
-	if own != 3002 {
+	if own != 3004 {
 		t.Errorf("%d records of n1", own)
 	}
 	denied, _ := read(protocol.AuditQuery{Denied: true, At: "n1"})
@@ -343,6 +358,15 @@ func TestShowAudit(t *testing.T) {
 	early, _ := read(protocol.AuditQuery{User: "bob", Since: old, Until: old.Add(10 * time.Minute), Action: protocol.Ping})
 	if len(early) != 11 {
 		t.Errorf("%d records of ten minutes", len(early))
+	}
+	// Whatever a node says, a page stays one that can be sent, and reading comes to an end.
+	for range 20 {
+		must(t, n1.nc.Publish(protocol.UpSubject("n1", protocol.UpAudit), bytes.Repeat([]byte("\n"), 60<<10)))
+	}
+	must(t, n1.nc.Flush())
+	empty, _ := read(protocol.AuditQuery{At: "n1", Denied: true})
+	if n := len(empty) - len(denied); n != 20*protocol.MaxAuditRecords {
+		t.Errorf("%d more records", n)
 	}
 	for _, p := range []*person{vera, r.person("dora", protocol.Deployer)} {
 		signed, id, err := p.Request(protocol.ShowAudit, protocol.ControllerName, protocol.AuditQuery{}, time.Now())

@@ -13,7 +13,8 @@ import (
 // Bounds of one answer about the record. What was not looked at is asked for with the next question.
 const (
 	maxAuditScan  = 10_000  // records that are looked at
-	maxAuditBytes = 1 << 20 // of records that are told
+	maxAuditBytes = 1 << 20 // of records that are told, with what goes with each
+	storedBytes   = 256     // of what goes with a record, at most
 	auditBatch    = 500
 	auditIdle     = 30 * time.Second // after which the stream forgets who reads it
 )
@@ -50,7 +51,7 @@ func (t *term) showAudit(ctx context.Context, order *protocol.Verified) (any, er
 }
 
 // scanAudit adds the records between two numbers that are asked for, as far as they fit, and gives the number at which
-// it stopped.
+// it stopped. It never stops within a message.
 func (t *term) scanAudit(ctx context.Context, q protocol.AuditQuery, from, to uint64, page *protocol.AuditPage) (uint64, error) {
 	cfg := jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from,
 		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: auditIdle, MemoryStorage: true}
@@ -65,7 +66,7 @@ func (t *term) scanAudit(ctx context.Context, q protocol.AuditQuery, from, to ui
 		// At worst the stream forgets it after a while by itself.
 		_ = t.c.broker.Audit.DeleteConsumer(context.WithoutCancel(ctx), reader.CachedInfo().Name)
 	}()
-	size := 0
+	size, looked := 0, 0
 	for {
 		batch, err := reader.FetchNoWait(auditBatch)
 		if err != nil {
@@ -85,14 +86,23 @@ func (t *term) scanAudit(ctx context.Context, q protocol.AuditQuery, from, to ui
 			if page.Since.IsZero() {
 				page.Since = meta.Timestamp.UTC()
 			}
-			// A record that can't be read is one that everybody should see.
-			if r, err := protocol.Decode[protocol.AuditRecord](m.Data()); err == nil && !q.Matches(&r) {
-				continue
+			records := protocol.SplitRecords(m.Data())
+			var found []protocol.StoredRecord
+			for _, data := range records {
+				// A record that can't be read is one that everybody should see.
+				if r, err := protocol.Decode[protocol.AuditRecord](data); err == nil && !q.Matches(&r) {
+					continue
+				}
+				found = append(found, protocol.StoredRecord{Number: number, Subject: m.Subject(), Stored: meta.Timestamp.UTC(), Data: data})
+				size += len(data) + storedBytes
 			}
-			if size += len(m.Data()); size > maxAuditBytes && len(page.Records) > 0 {
+			if size > maxAuditBytes && len(page.Records) > 0 {
 				return number, nil
 			}
-			page.Records = append(page.Records, protocol.StoredRecord{Number: number, Subject: m.Subject(), Stored: meta.Timestamp.UTC(), Data: m.Data()})
+			page.Records = append(page.Records, found...)
+			if looked += len(records); looked >= maxAuditScan {
+				return number + 1, nil
+			}
 		}
 		if err := batch.Error(); err != nil {
 			return 0, fmt.Errorf("can't read the audit stream: %w", err)

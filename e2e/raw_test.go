@@ -150,11 +150,13 @@ func (f *fleet) auditStream() []protocol.AuditRecord {
 		if err != nil {
 			f.t.Fatal(err)
 		}
-		record, err := protocol.Decode[protocol.AuditRecord](m.Data)
-		if err != nil {
-			f.t.Fatal(err)
+		for _, data := range protocol.SplitRecords(m.Data) {
+			record, err := protocol.Decode[protocol.AuditRecord](data)
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			all = append(all, record)
 		}
-		all = append(all, record)
 	}
 	return all
 }

@@ -1,15 +1,34 @@
 package protocol
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"time"
 )
 
-// Reading the record. The stream numbers the records of all writers, in the order in which it got them: that order, and
+// The record on its way. A node sends its records many to a message, since each message costs the node, the broker and
+// the stream more than the records in it.
+
+// Bounds of a message with records: how many there are in it, and their bytes. The stream itself takes twice as many bytes.
+const (
+	MaxAuditRecords = 256
+	MaxAuditBytes   = 32 << 10
+)
+
+// JoinRecords makes one message of encoded records: a line each, as an encoded record is one.
+func JoinRecords(records [][]byte) []byte { return bytes.Join(records, []byte("\n")) }
+
+// SplitRecords gives the records of a message as their writer encoded them. What is no record stays among them: of more
+// than MaxAuditRecords lines, too, the last ones are one thing that is none.
+func SplitRecords(message []byte) [][]byte {
+	return bytes.SplitN(message, []byte("\n"), MaxAuditRecords)
+}
+
+// Reading the record. The stream numbers the messages of all writers, in the order in which it got them: that order, and
 // those numbers, are the broker's word. What a writer's chain holds together is AuditRecord.Seq and Prev.
 
-// AuditQuery is ShowAudit's: the records from number From (at least 1) up to, and without, To (0: to the end). From 0
+// AuditQuery is ShowAudit's: the records of the messages from number From (at least 1) up to, and without, To (0: to the end). From 0
 // asks only where the record begins and ends. The other fields choose among them, each where it is not empty.
 type AuditQuery struct {
 	From   uint64    `json:"from"`
@@ -44,16 +63,16 @@ func (q *AuditQuery) Matches(r *AuditRecord) bool {
 
 // AuditPage answers ShowAudit with as many records as fit.
 type AuditPage struct {
-	First   uint64         `json:"first"` // the number of the oldest record that is kept
+	First   uint64         `json:"first"` // the number of the oldest message that is kept
 	Last    uint64         `json:"last"`  // and of the newest; below First where there is none
 	Records []StoredRecord `json:"records,omitempty"`
 	Next    uint64         `json:"next,omitempty"` // the number to go on from; 0: that was all that was asked for
-	Since   time.Time      `json:"since,omitzero"` // when the stream got the first record that it looked at
+	Since   time.Time      `json:"since,omitzero"` // when the stream got the first message that was looked at
 }
 
 // StoredRecord is a record as the stream has it: the bytes that its writer sent, whose digest the next one names.
 type StoredRecord struct {
-	Number  uint64    `json:"number"`
+	Number  uint64    `json:"number"`  // of the message that brought it
 	Subject string    `json:"subject"` // tells who wrote it, as the broker enforced it
 	Stored  time.Time `json:"stored"`
 	Data    []byte    `json:"data"` // an AuditRecord, unless somebody damaged it

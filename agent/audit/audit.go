@@ -18,7 +18,7 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-// Stream takes encoded records, in order, and returns nil once it has them for good.
+// Stream takes encoded records, in order, as one message (protocol.JoinRecords), and returns nil once it has them for good.
 type Stream func(ctx context.Context, records [][]byte) error
 
 // Journal takes one line with fields (upper-case names, as journald has them).

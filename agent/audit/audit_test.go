@@ -25,6 +25,8 @@ type stream struct {
 	got  []protocol.AuditRecord
 	raw  [][]byte
 	news chan struct{}
+
+	messages int
 }
 
 func (s *stream) take(_ context.Context, records [][]byte) error {
@@ -33,6 +35,10 @@ func (s *stream) take(_ context.Context, records [][]byte) error {
 	if s.down {
 		return errors.New("out of reach")
 	}
+	if n := len(protocol.JoinRecords(records)); n > protocol.MaxAuditBytes || len(records) > protocol.MaxAuditRecords {
+		return fmt.Errorf("a message with %d records and %d bytes", len(records), n)
+	}
+	s.messages++
 	for _, data := range records {
 		r, err := protocol.Decode[protocol.AuditRecord](data)
 		if err != nil {
@@ -47,19 +53,23 @@ func (s *stream) take(_ context.Context, records [][]byte) error {
 	return nil
 }
 
-func (s *stream) wait(t *testing.T, n int) {
+// wait is for the record with a number, hence all before it that will come.
+func (s *stream) wait(t *testing.T, seq uint64) {
 	t.Helper()
-	for deadline := time.After(10 * time.Second); ; {
+	for deadline := time.After(30 * time.Second); ; {
 		s.mu.Lock()
-		have := len(s.got)
+		last := uint64(0)
+		if len(s.got) > 0 {
+			last = s.got[len(s.got)-1].Seq
+		}
 		s.mu.Unlock()
-		if have >= n {
+		if last >= seq {
 			return
 		}
 		select {
 		case <-s.news:
 		case <-deadline:
-			t.Fatalf("%d of %d records arrived", have, n)
+			t.Fatalf("the newest record that arrived is %d, not %d", last, seq)
 		}
 	}
 }
@@ -115,12 +125,12 @@ func record(t *testing.T, l *Log, a protocol.Action, n int) {
 
 func TestChainGoesOnAcrossRestarts(t *testing.T) {
 	dir, s := t.TempDir(), &stream{news: make(chan struct{}, 1)}
-	for run := 1; run <= 3; run++ {
+	for run := range uint64(3) {
 		l := open(t, dir, s, 0)
 		stop := running(t, l)
 		record(t, l, protocol.Ping, 3)
 		record(t, l, protocol.Release, 2)
-		s.wait(t, 5*run)
+		s.wait(t, 5*run+5)
 		stop()
 	}
 	checkChain(t, s.raw)
@@ -136,7 +146,7 @@ func TestKeptWhileOutOfReach(t *testing.T) {
 	dir, s := t.TempDir(), &stream{news: make(chan struct{}, 1), down: true}
 	l := open(t, dir, s, 0)
 	stop := running(t, l)
-	record(t, l, protocol.Release, 700) // more than a batch
+	record(t, l, protocol.Ping, 700) // more than go into a message
 	stop()
 	s.down = false
 	l = open(t, dir, s, 0)
@@ -144,6 +154,88 @@ func TestKeptWhileOutOfReach(t *testing.T) {
 	s.wait(t, 700)
 	stop()
 	checkChain(t, s.raw)
+	if s.messages > 30 {
+		t.Errorf("700 records in %d messages", s.messages)
+	}
+}
+
+// A message that may have arrived is sent again as it was, whatever was recorded since, so that the stream can drop it.
+func TestTriedAgainAsItWas(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, &stream{}, 0)
+	next := func(tried int64) batch {
+		t.Helper()
+		b, err := l.unsent(tried)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	record(t, l, protocol.Ping, 3)
+	first := next(0)
+	record(t, l, protocol.Release, 2)
+	again := next(first.end)
+	if len(first.records) != 3 || !bytes.Equal(protocol.JoinRecords(first.records), protocol.JoinRecords(again.records)) || !again.more {
+		t.Fatalf("%d records, then %d, and more: %v", len(first.records), len(again.records), again.more)
+	}
+	l.sent(again)
+	rest := next(first.end)
+	if len(rest.records) != 2 || rest.last != 5 || rest.more {
+		t.Fatalf("the rest is %d records up to %d, and more: %v", len(rest.records), rest.last, rest.more)
+	}
+	l.sent(rest)
+	if b := next(rest.end); len(b.records) != 0 || b.more {
+		t.Fatalf("%d records after all", len(b.records))
+	}
+}
+
+// What the stream has is not sent again by the agent that comes after one that was killed.
+func TestKilledAgentSendsNothingTwice(t *testing.T) {
+	dir, s := t.TempDir(), &stream{news: make(chan struct{}, 1)}
+	for run := range uint64(3) {
+		l := open(t, dir, s, 0)
+		ctx, kill := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- l.Run(ctx) }()
+		record(t, l, protocol.Ping, 2)
+		record(t, l, protocol.Release, 1)
+		s.wait(t, 3*run+3)
+		kill()
+		<-done // and no Close
+	}
+	checkChain(t, s.raw)
+	if len(s.raw) != 9 {
+		t.Fatalf("%d records arrived, 9 were made", len(s.raw))
+	}
+}
+
+// What somebody put into the file is shown to be no record, and holds nothing up.
+func TestForeignLinesDontBlock(t *testing.T) {
+	dir, s := t.TempDir(), &stream{news: make(chan struct{}, 1)}
+	l := open(t, dir, s, 0)
+	record(t, l, protocol.Ping, 1)
+	for _, line := range []string{strings.Repeat("x", 2*protocol.MaxAuditBytes), "", `{"v":1,"seq":9999999,"prev"`} {
+		n, err := l.chain.file.WriteAt([]byte(line+"\n"), l.chain.end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.chain.end += int64(n)
+	}
+	record(t, l, protocol.Ping, 1)
+	b, err := l.unsent(0)
+	if err != nil || len(b.records) != 4 || b.more {
+		t.Fatalf("%d lines to send, more: %v, %v", len(b.records), b.more, err)
+	}
+	l.sent(b)
+	if l.chain.sent != 2 {
+		t.Fatalf("record %d is said to be sent, of 2", l.chain.sent)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := open(t, dir, s, 0).unsent(0); err != nil || len(again.records) != 0 {
+		t.Fatalf("%d lines are sent again, %v", len(again.records), err)
+	}
 }
 
 func TestSpoolIsBoundedAndGapIsVisible(t *testing.T) {
@@ -159,19 +251,8 @@ func TestSpoolIsBoundedAndGapIsVisible(t *testing.T) {
 	}
 	s.down = false
 	stop := running(t, l)
-	s.wait(t, 1)
 	record(t, l, protocol.Release, 1)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		s.mu.Lock()
-		last := s.got[len(s.got)-1]
-		s.mu.Unlock()
-		if last.Seq == 501 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the newest that arrived is %d", last.Seq)
-		}
-	}
+	s.wait(t, 501)
 	stop()
 	if s.got[0].Seq == 1 {
 		t.Fatal("nothing was dropped, so the test tests nothing")

@@ -43,7 +43,6 @@ type chain struct {
 
 	sent     uint64 // the last record that the stream has
 	next     int64  // place of the record after it
-	marked   uint64 // sent, as the mark file says it
 	lost     uint64 // records that went with an old file before the stream had them
 	repaired string // what Open had to put right, for the log
 }
@@ -216,21 +215,19 @@ func (c *chain) readMark() error {
 		return fmt.Errorf("can't read the audit chain's mark: %w", err)
 	}
 	c.sent, _ = strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
-	c.marked = c.sent
 	return nil
 }
 
+// saveMark writes over the mark in place, which a crash of the agent can't undo and which costs no sync.
 func (c *chain) saveMark() error {
-	if c.sent == c.marked {
-		return nil
-	}
-	if err := atomicfile.Write(filepath.Join(c.dir, markFile), []byte(strconv.FormatUint(c.sent, 10)+"\n"), 0o600); err != nil {
+	f, err := os.OpenFile(filepath.Join(c.dir, markFile), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
 		return err
 	}
-	c.marked = c.sent
-	return nil
+	_, err = fmt.Fprintf(f, "%020d\n", c.sent) // of one length, so that nothing of an earlier one is left
+	return errors.Join(err, f.Close())
 }
 
 func (c *chain) close() error {
-	return errors.Join(c.saveMark(), c.file.Sync(), c.file.Close())
+	return errors.Join(c.file.Sync(), c.file.Close())
 }

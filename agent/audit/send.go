@@ -2,30 +2,37 @@ package audit
 
 import (
 	"bufio"
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
+
+	"github.com/nix-infra/nix-infra/protocol"
 )
 
 const (
-	batchRecords = 256
-	retryFirst   = 5 * time.Second
-	retryLast    = 2 * time.Minute
-	markEvery    = time.Minute // how much is sent again after a crash, at most
+	retryFirst = 5 * time.Second
+	retryLast  = 2 * time.Minute
 )
 
-// Run carries records to the stream until ctx ends, oldest first. What the stream does not take is
+// Run carries records to the stream until ctx ends, oldest first, many to a message. What the stream does not take is
 // kept and tried again, less and less often.
 func (l *Log) Run(ctx context.Context) error {
 	retry := retryFirst
-	var lastMark time.Time
+	var tried int64 // where the message ends that the stream may have got or not
 	for {
-		sent, err := l.sendBatch(ctx)
+		b, err := l.unsent(tried)
+		if err == nil && len(b.records) > 0 {
+			tried = b.end
+			if err = l.o.Stream(ctx, b.records); err == nil {
+				l.sent(b)
+			}
+		}
 		wait := l.o.Delay + rand.N(l.o.Delay)
 		kick := l.kick
 		switch {
@@ -33,18 +40,13 @@ func (l *Log) Run(ctx context.Context) error {
 			l.o.Log.Debug("audit records wait for the stream", "error", err, "retry", retry)
 			wait, kick = retry+rand.N(retry), nil
 			retry = min(2*retry, retryLast)
-		case sent == batchRecords:
+		case b.more:
 			wait, retry = 0, retryFirst
 		default:
 			retry = retryFirst
 		}
-		if time.Since(lastMark) > markEvery {
-			l.mark()
-			lastMark = time.Now()
-		}
 		select {
 		case <-ctx.Done():
-			l.mark()
 			return nil
 		case <-kick:
 		case <-time.After(wait):
@@ -52,39 +54,31 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 }
 
-func (l *Log) mark() {
+// sent notes that the stream has a batch.
+func (l *Log) sent(b batch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if b.end <= l.chain.next {
+		return // they went with an old file meanwhile
+	}
+	l.chain.next, l.chain.sent = b.end, min(b.last, l.chain.seq)
 	if err := l.chain.saveMark(); err != nil {
-		l.o.Log.Warn("can't note how far the audit stream is; records will be sent twice", "error", err)
+		l.o.Log.Warn("can't note how far the audit stream is; a restart will send records twice", "error", err)
 	}
 }
 
-// sendBatch sends the next records that the stream does not have and tells how many.
-func (l *Log) sendBatch(ctx context.Context) (int, error) {
-	b, err := l.unsent()
-	if err != nil || len(b.records) == 0 {
-		return 0, err
-	}
-	if err := l.o.Stream(ctx, b.records); err != nil {
-		return 0, err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if b.end > l.chain.next {
-		l.chain.next, l.chain.sent = b.end, b.last
-	}
-	return len(b.records), nil
-}
-
+// batch is what goes into one message.
 type batch struct {
 	records [][]byte
+	bytes   int
 	last    uint64 // sequence number of the last one
 	end     int64  // place in the chain after it
+	more    bool   // there are records after it
 }
 
-// unsent reads the oldest records that the stream does not have.
-func (l *Log) unsent() (batch, error) {
+// unsent reads the oldest records that the stream does not have. Where a message with them was on its way before, up to
+// the place tried, it makes the same one again: the stream knows it by its content.
+func (l *Log) unsent(tried int64) (batch, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := l.chain
@@ -92,21 +86,25 @@ func (l *Log) unsent() (batch, error) {
 		l.o.Log.Error("audit records were lost to the stream: it was out of reach for too long", "records", c.lost)
 		c.lost = 0
 	}
-	b := batch{end: c.next, last: c.sent}
+	b, end := batch{end: c.next, last: c.sent}, c.end
+	if tried > c.next {
+		end = tried
+	}
 	if b.end < c.base {
-		if err := b.read(filepath.Join(c.dir, olderFile), c.older, c.base); err != nil {
+		if err := b.read(filepath.Join(c.dir, olderFile), c.older, min(c.base, end)); err != nil {
 			return b, err
 		}
 	}
-	if b.end >= c.base && b.end < c.end {
-		if err := b.read(filepath.Join(c.dir, currentFile), c.base, c.end); err != nil {
+	if b.end >= c.base && b.end < end {
+		if err := b.read(filepath.Join(c.dir, currentFile), c.base, end); err != nil {
 			return b, err
 		}
 	}
+	b.more = b.end < c.end
 	return b, nil
 }
 
-// read adds what one file, which holds the places from begin to end, has after b.end.
+// read adds what one file, which holds the places from begin on, has between b.end and end, as far as it fits.
 func (b *batch) read(path string, begin, end int64) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -114,21 +112,33 @@ func (b *batch) read(path string, begin, end int64) error {
 	}
 	defer f.Close()
 	lines := bufio.NewReader(io.NewSectionReader(f, b.end-begin, end-b.end))
-	for len(b.records) < batchRecords {
+	for len(b.records) < protocol.MaxAuditRecords {
 		line, err := lines.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
+		record := line[:len(line)-1]
+		if len(record) <= maxRecord { // more is none of ours, and no stream would take it
+			if len(b.records) > 0 && b.bytes+len(line) > protocol.MaxAuditBytes {
+				return nil
+			}
+			b.records, b.bytes, b.last = append(b.records, record), b.bytes+len(line), max(b.last, seqOf(record))
+		}
 		b.end += int64(len(line))
-		line = line[:len(line)-1]
-		var r struct { // all that is needed of a protocol.AuditRecord
-			Seq uint64 `json:"seq"`
-		}
-		if json.Unmarshal(line, &r) == nil {
-			b.records, b.last = append(b.records, line), r.Seq
-		}
 	}
 	return nil
+}
+
+// seqOf finds the number of an encoded record, 0 where it has none: decoding all of it would cost as much as the rest of
+// its way. What is no record goes to the stream, too, where it is shown to be none.
+func seqOf(record []byte) uint64 {
+	_, rest, _ := bytes.Cut(record, []byte(`"seq":`))
+	number, _, _ := bytes.Cut(rest, []byte(","))
+	seq, err := strconv.ParseUint(string(number), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return seq
 }

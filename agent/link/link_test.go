@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -300,7 +301,7 @@ func TestRevokedNodeKeepsTryingSlowly(t *testing.T) {
 	n.waitConnected(t, 2)
 }
 
-func TestAuditIsAcknowledgedByTheStream(t *testing.T) {
+func TestAuditIsOneMessageAndAcknowledgedByTheStream(t *testing.T) {
 	f := testfleet.New(t)
 	n := start(t, f.Enrol("web-1"))
 	n.waitConnected(t, 1)
@@ -321,8 +322,12 @@ func TestAuditIsAcknowledgedByTheStream(t *testing.T) {
 		}
 	}
 	info, err := js.StreamInfo("audit")
-	if err != nil || info.State.Msgs != 2 {
+	if err != nil || info.State.Msgs != 1 {
 		t.Fatalf("stream: %+v, %v", info, err)
+	}
+	m, err := js.GetMsg("audit", 1)
+	if err != nil || !slices.EqualFunc(protocol.SplitRecords(m.Data), records, bytes.Equal) {
+		t.Fatalf("the message is %q, %v", m.Data, err)
 	}
 }
 

@@ -154,60 +154,40 @@ func (l *Link) renewStale() {
 	}
 }
 
-// Audit hands encoded audit records to the audit stream, in order, and returns once it has the last
-// one of them, hence all. Records may arrive there twice; their ids let the stream drop that.
+// Audit hands encoded audit records to the audit stream, in one message, and returns once it has them. The stream drops a
+// message with the same records if it comes again soon.
 func (l *Link) Audit(ctx context.Context, records [][]byte) error {
 	nc, err := l.conn()
 	if err != nil {
 		return err
 	}
-	inbox := nc.NewRespInbox()
-	acks, err := nc.SubscribeSync(inbox)
-	if err != nil {
-		return err
-	}
-	defer acks.Unsubscribe()
-	for i, data := range records {
-		m := nats.NewMsg(protocol.UpSubject(l.node, protocol.UpAudit))
-		m.Header.Set(nats.MsgIdHdr, l.node+"."+protocol.Digest(data))
-		m.Data = data
-		if i == len(records)-1 {
-			m.Reply = inbox
-		}
-		if err := nc.PublishMsg(m); err != nil {
-			return err
-		}
-	}
+	m := nats.NewMsg(protocol.UpSubject(l.node, protocol.UpAudit))
+	m.Data = protocol.JoinRecords(records)
+	m.Header.Set(nats.MsgIdHdr, l.node+"."+protocol.Digest(m.Data))
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	for {
-		m, err := acks.NextMsgWithContext(ctx)
-		if err != nil {
-			return fmt.Errorf("the audit stream does not acknowledge: %w", err)
-		}
-		if ack, err := decodeAck(m.Data); err == nil && ack { // others may answer as well, and don't count
-			return nil
-		} else if err != nil {
-			return err
-		}
+	ack, err := nc.RequestMsgWithContext(ctx, m)
+	if err != nil {
+		return fmt.Errorf("the audit stream does not acknowledge: %w", err)
 	}
+	return checkAck(ack.Data)
 }
 
-// decodeAck reads what JetStream says to a published message.
-func decodeAck(data []byte) (bool, error) {
+// checkAck reads what JetStream says to a published message.
+func checkAck(data []byte) error {
 	var ack struct {
 		Stream string `json:"stream"`
 		Error  *struct {
 			Description string `json:"description"`
 		} `json:"error"`
 	}
-	if json.Unmarshal(data, &ack) != nil {
-		return false, nil
+	switch err := json.Unmarshal(data, &ack); {
+	case err != nil || ack.Error == nil && ack.Stream == "":
+		return errors.New("what answers in the audit stream's place is none")
+	case ack.Error != nil:
+		return fmt.Errorf("the audit stream refuses: %s", ack.Error.Description)
 	}
-	if ack.Error != nil {
-		return false, fmt.Errorf("the audit stream refuses: %s", ack.Error.Description)
-	}
-	return ack.Stream != "", nil
+	return nil
 }
 
 func (l *Link) ask(ctx context.Context, what string, query any) (json.RawMessage, error) {

@@ -8,8 +8,12 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-// auditWindow is how many records are looked at, from the newest back, before older ones are.
-const auditWindow = 10_000
+// How many messages with records are looked at, from the newest back, before older ones are: at first, and, where what is
+// looked for is rare, at most.
+const (
+	firstWindow = 500
+	auditWindow = 10_000
+)
 
 // auditPage asks for a page of the record, and checks that what comes is what was asked for.
 func (c *Client) auditPage(ctx context.Context, q protocol.AuditQuery) (*protocol.AuditPage, error) {
@@ -22,7 +26,7 @@ func (c *Client) auditPage(ctx context.Context, q protocol.AuditQuery) (*protoco
 		if r.Number < number || q.To != 0 && r.Number >= q.To {
 			return nil, fmt.Errorf("the controller's answer about the record has number %d out of order", r.Number)
 		}
-		number = r.Number + 1
+		number = r.Number // a message has many
 	}
 	if page.Next != 0 && page.Next <= q.From {
 		return nil, fmt.Errorf("the controller's answer about the record does not advance past %d", q.From)
@@ -64,8 +68,9 @@ func (c *Client) Audit(ctx context.Context, q protocol.AuditQuery, limit int) ([
 		return nil, err
 	}
 	var found []protocol.StoredRecord // the newest first
-	for to := bounds.Last + 1; to > bounds.First; {
-		from := max(bounds.First, to-min(to, auditWindow), 1)
+	size := uint64(firstWindow)
+	for to := bounds.Last + 1; to > bounds.First; size = min(2*size, auditWindow) {
+		from := max(bounds.First, to-min(to, size), 1)
 		q.From, q.To = from, to
 		var window []protocol.StoredRecord
 		reached := false

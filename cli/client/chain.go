@@ -87,7 +87,7 @@ type run struct {
 	digests []uint64
 }
 
-// Add takes the stream's next record.
+// Add takes the stream's next record. Those that came in one message have its number.
 func (c *ChainCheck) Add(r protocol.StoredRecord) {
 	if c.writers == nil {
 		c.writers, c.next = map[string]*writer{}, c.First

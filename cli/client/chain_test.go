@@ -141,6 +141,22 @@ func TestChainCheck(t *testing.T) {
 			t.Errorf("found %+v", found)
 		}
 	})
+	t.Run("many to a message", func(t *testing.T) {
+		whole, lacks := &ChainCheck{First: 1}, &ChainCheck{First: 1}
+		for i, r := range a {
+			r.Number = uint64(i/3) + 1
+			if whole.Add(r); r.Number != 2 {
+				lacks.Add(r)
+			}
+		}
+		if found, chains := whole.End(3); len(found) != 0 || chains[0].Last != 9 {
+			t.Errorf("found %+v in %+v", found, chains)
+		}
+		found, _ := lacks.End(3)
+		if len(found) != 2 || found[0].Writer != "" || found[0].From != 2 || found[1].From != 4 || found[1].To != 6 {
+			t.Errorf("found %+v", found)
+		}
+	})
 	t.Run("a flood", func(t *testing.T) {
 		check := &ChainCheck{First: 1}
 		for i := range uint64(maxFindings + 7) {
