@@ -26,6 +26,7 @@ type tree struct {
 	content *os.File
 	size    int64
 	entries int
+	names   int // bytes of the entries' names and targets
 }
 
 // entry is a folder (below is not nil), a link (target is not "") or a file.
@@ -180,11 +181,30 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// directory is a zip file whose directory is bounded while it is read: all of it is kept in memory.
+type directory struct {
+	file *os.File
+	left int64 // bytes; less than 0 is no bound
+}
+
+func (d *directory) ReadAt(p []byte, at int64) (int, error) {
+	if d.left >= 0 {
+		if d.left -= int64(len(p)); d.left < 0 {
+			return 0, fmt.Errorf("its directory has more than %d MiB", maxDirectory>>20)
+		}
+	}
+	return d.file.ReadAt(p, at)
+}
+
+const maxDirectory = 32 << 20
+
 func (t *tree) zip(ctx context.Context, file *os.File, size int64) error {
-	z, err := zip.NewReader(file, size)
+	d := &directory{file, maxDirectory}
+	z, err := zip.NewReader(d, size)
 	if err != nil && !errors.Is(err, zip.ErrInsecurePath) {
 		return err
 	}
+	d.left = -1
 	for _, f := range z.File {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -275,12 +295,16 @@ func (t *tree) put(name string, e *entry) error {
 		return fmt.Errorf("%.100q is a folder, and then something else", name)
 	}
 	parent.below[base] = e
-	return t.count()
+	return t.count(len(name) + len(e.target))
 }
 
-func (t *tree) count() error {
+// count takes note of an entry, whose name and target have so many bytes.
+func (t *tree) count(names int) error {
 	if t.entries++; t.entries > maxEntries {
 		return fmt.Errorf("it has more than %d entries", maxEntries)
+	}
+	if t.names += names; t.names > maxNames {
+		return fmt.Errorf("the names in it have more than %d MiB", maxNames>>20)
 	}
 	return nil
 }
@@ -297,7 +321,7 @@ func (t *tree) folder(name string) (*entry, error) {
 		if next == nil {
 			next = &entry{below: map[string]*entry{}}
 			e.below[p] = next
-			if err := t.count(); err != nil {
+			if err := t.count(len(name)); err != nil {
 				return nil, err
 			}
 		}

@@ -22,6 +22,7 @@ const (
 	MaxDownload = 512 << 20 // bytes
 	MaxUnpacked = 2 << 30   // bytes
 	maxEntries  = 200_000   // of an archive
+	maxNames    = 64 << 20  // bytes of their names
 	MaxTime     = 5 * time.Minute
 )
 

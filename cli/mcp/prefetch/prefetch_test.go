@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -88,7 +90,7 @@ type member struct {
 	kind          byte
 }
 
-func tarOf(t *testing.T, members ...member) []byte {
+func tarOf(t testing.TB, members ...member) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -114,7 +116,7 @@ func tarOf(t *testing.T, members ...member) []byte {
 	return b.Bytes()
 }
 
-func zipOf(t *testing.T, members ...member) []byte {
+func zipOf(t testing.TB, members ...member) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := zip.NewWriter(&b)
@@ -275,6 +277,31 @@ func TestBombs(t *testing.T) {
 	if _, err := many.folder("a/b"); err == nil {
 		t.Error("more entries than the limit were taken")
 	}
+	long := &tree{root: &entry{below: map[string]*entry{}}, content: file, names: maxNames - 4}
+	if err := long.link("ab", "abc"); err == nil {
+		t.Error("longer names than the limit were taken")
+	}
+	// A zip file is nothing but its directory, whose entries are all read before the first is looked at.
+	data := zipOf(t, member{"a", "", 0o644, tar.TypeReg})
+	begin, end := bytes.Index(data, []byte("PK\x01\x02")), bytes.Index(data, []byte("PK\x05\x06"))
+	directory := bytes.Repeat(data[begin:end], maxDirectory/(end-begin)+1)
+	tail := bytes.Clone(data[end:])
+	binary.LittleEndian.PutUint32(tail[12:], uint32(len(directory)))
+	if _, err := unpacked(t, slices.Concat(data[:begin], directory, tail)); err == nil || !strings.Contains(err.Error(), "directory") {
+		t.Errorf("a directory of %d MiB: %v", len(directory)>>20, err)
+	}
+}
+
+func FuzzUnpack(f *testing.F) {
+	for _, data := range [][]byte{tarOf(f, content...), gz(tarOf(f, content...)), zipOf(f, content[1:]...)} {
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if bytes.HasPrefix(data, []byte("\xfd7zXZ")) {
+			return // another program's to read
+		}
+		_, _ = unpacked(t, data)
+	})
 }
 
 // server serves files over TLS, and gives a fetcher that trusts it.
