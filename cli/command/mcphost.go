@@ -42,7 +42,7 @@ func (a *app) mcpHost() mcpfleet.Host {
 			if err != nil {
 				return nil, err
 			}
-			return &mcpfleet.Session{Client: s.Client, Verifier: s.me.verifier}, nil
+			return &mcpfleet.Session{Client: s.Client, Verifier: s.me.verifier, Key: s.me.Key}, nil
 		},
 		Select: selectFrom,
 		Run:    a.runFor,

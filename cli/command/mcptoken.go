@@ -51,12 +51,13 @@ func (a *app) tokenCaller(tokens mcp.Tokens, secret string, fleet bool) (mcp.Cal
 		return mcp.Caller{}, err
 	}
 	if !fleet {
-		return mcp.Caller{Name: t.Name}, nil
+		return mcp.Caller{Name: t.Name, Token: t.Name}, nil
 	}
 	caller, err := a.mcpCaller(a.tokenCreds(t))
 	if err != nil {
 		return mcp.Caller{}, fmt.Errorf("the token %s: %w", t.Name, err)
 	}
+	caller.Token = t.Name
 	return caller, nil
 }
 
@@ -125,6 +126,9 @@ func (a *app) addBearer(name, role, creds, expires string) error {
 	if err != nil {
 		return fmt.Errorf("--expires: %w", err)
 	}
+	if err := a.mcpTokens().Free(name); err != nil { // before credentials are made for it
+		return err
+	}
 	creds = first(creds, mcpCreds)
 	switch {
 	case role != "" && creds != mcpCreds:
@@ -147,8 +151,11 @@ func (a *app) addBearer(name, role, creds, expires string) error {
 	if _, err := a.mcpCaller(a.tokenCreds(&mcp.Token{Creds: creds})); err != nil {
 		return err
 	}
-	secret, err := a.mcpTokens().Add(name, creds, until, now)
-	if err != nil {
+	var secret string
+	if err := a.alone(func() (err error) {
+		secret, err = a.mcpTokens().Add(name, creds, until, now)
+		return err
+	}); err != nil {
 		return err
 	}
 	if a.json {
@@ -207,7 +214,7 @@ removed with it; what was signed with them is refused once they are revoked, too
 			if _, err := a.openProject(); err != nil {
 				return err
 			}
-			if err := a.mcpTokens().Remove(args[0]); err != nil {
+			if err := a.alone(func() error { return a.mcpTokens().Remove(args[0]) }); err != nil {
 				return err
 			}
 			own := a.own("mcp-" + args[0] + ".creds")

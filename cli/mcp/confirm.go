@@ -125,7 +125,7 @@ func (c *Call) state(asked []string, until time.Time) string {
 
 func (c *Call) sign(asked []string, stamp []byte) []byte {
 	h := hmac.New(sha256.New, c.server.key)
-	fields := append([]string{c.Caller.Name, string(c.Caller.Role), c.Caller.Creds, c.Caller.Key, c.tool.Name, string(c.args), string(stamp)}, asked...)
+	fields := append([]string{c.Caller.Name, string(c.Caller.Role), c.Caller.Token, c.Caller.Creds, c.Caller.Key, c.tool.Name, string(c.args), string(stamp)}, asked...)
 	for _, field := range fields {
 		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(field))))
 		h.Write([]byte(field))

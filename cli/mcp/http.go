@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -32,7 +33,8 @@ const Path = "/mcp"
 
 // Bounds of HTTP.
 const (
-	maxAtOnce   = 64 // requests that are worked on at the same time, beside those that listen
+	maxAtOnce   = 64 // requests that are worked on at the same time, and as many that listen
+	maxOfCaller = 16 // of them, of one caller
 	sessionIdle = 30 * time.Minute
 )
 
@@ -69,15 +71,16 @@ func (s *Server) ServeHTTP(ctx context.Context, o HTTPOptions) error {
 	if err != nil {
 		return err
 	}
+	sessions := newSessions()
 	streamable := server.NewStreamableHTTPServer(s.mcp,
-		server.WithStateful(true), // revisions before 2026-07-28 ask people within a session
+		server.WithSessionIdManagerResolver(sessions), // revisions before 2026-07-28 ask people within a session
 		server.WithSessionIdleTTL(sessionIdle),
 		server.WithStreamableHTTPLogger(slog.New(slog.DiscardHandler)),
 		server.WithStreamableHTTPCORS(server.WithCORSAllowedOrigins(o.Origins...), server.WithCORSAllowedHeaders("Authorization", "Content-Type", "Accept", "Last-Event-ID",
 			server.HeaderKeySessionID, mcp.HeaderProtocolVersion, mcp.HeaderMethod, mcp.HeaderName)),
 	)
 	h := &http.Server{
-		Handler: s.guard(o, streamable), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		Handler: s.guard(o, sessions, streamable), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog:    slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
@@ -104,8 +107,8 @@ func (s *Server) ServeHTTP(ctx context.Context, o HTTPOptions) error {
 }
 
 // guard lets in what has a token, and no web page that was not named. It tells the server who asks.
-func (s *Server) guard(o HTTPOptions, next http.Handler) http.Handler {
-	working := make(chan struct{}, maxAtOnce)
+func (s *Server) guard(o HTTPOptions, sessions *sessions, next http.Handler) http.Handler {
+	var working, listening places
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != Path {
 			http.NotFound(w, r)
@@ -132,17 +135,50 @@ func (s *Server) guard(o HTTPOptions, next http.Handler) http.Handler {
 			http.Error(w, "a valid token is needed: Authorization: Bearer TOKEN", http.StatusUnauthorized)
 			return
 		}
-		if r.Method == http.MethodPost {
-			select {
-			case working <- struct{}{}:
-				defer func() { <-working }()
-			default:
-				w.Header().Set("Retry-After", "1")
-				http.Error(w, "too many requests are worked on", http.StatusServiceUnavailable)
-				return
-			}
-			r.Body = http.MaxBytesReader(w, r.Body, maxMessage)
+		if !sessions.admits(w, r, caller) {
+			return
 		}
+		at := &working
+		if r.Method == http.MethodGet {
+			at = &listening
+		}
+		leave, ok := at.take(caller)
+		if !ok {
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "too many requests are worked on", http.StatusServiceUnavailable)
+			return
+		}
+		defer leave()
+		r.Body = http.MaxBytesReader(w, r.Body, maxMessage)
 		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller)))
 	})
+}
+
+// places are for so many requests at the same time, of which one caller has a share at most.
+type places struct {
+	mu  sync.Mutex
+	all int
+	of  map[Caller]int
+}
+
+// take takes a place, until leave is called.
+func (p *places) take(caller Caller) (leave func(), ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all >= maxAtOnce || p.of[caller] >= maxOfCaller {
+		return nil, false
+	}
+	if p.of == nil {
+		p.of = map[Caller]int{}
+	}
+	p.all++
+	p.of[caller]++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.all--
+		if p.of[caller]--; p.of[caller] == 0 {
+			delete(p.of, caller)
+		}
+	}, true
 }

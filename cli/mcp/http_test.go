@@ -5,14 +5,20 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
+
+	"github.com/nix-infra/nix-infra/protocol"
 )
 
 const (
@@ -31,7 +37,7 @@ func TestGuard(t *testing.T) {
 	if err := o.Check(); err != nil || o.Addr != "127.0.0.1:0" {
 		t.Fatalf("%s, %v", o.Addr, err)
 	}
-	server := httptest.NewServer(s.guard(o, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewServer(s.guard(o, newSessions(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.ReadAll(r.Body); err != nil {
 			w.WriteHeader(http.StatusRequestEntityTooLarge)
 			return
@@ -78,32 +84,188 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// Requests that are worked on are bounded in number, all of them and those of one caller: nobody can keep the others out.
 func TestTooManyAtOnce(t *testing.T) {
 	s := New(Options{Name: "test", Version: "1"})
 	hold, working := make(chan struct{}), make(chan struct{}, maxAtOnce)
-	server := httptest.NewServer(s.guard(HTTPOptions{Authenticate: func(string) (Caller, error) { return Caller{}, nil }}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-		working <- struct{}{}
-		<-hold
-	})))
+	server := httptest.NewServer(s.guard(HTTPOptions{Authenticate: func(token string) (Caller, error) { return Caller{Name: token}, nil }}, newSessions(),
+		http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Hold") != "" {
+				working <- struct{}{}
+				<-hold
+			}
+		})))
 	defer server.Close()
-	defer close(hold)
-	post := func() (*http.Response, error) {
+	request := func(token, held string) (*http.Response, error) {
 		r, err := http.NewRequest(http.MethodPost, server.URL+Path, strings.NewReader(hello))
 		if err != nil {
 			return nil, err
 		}
-		r.Header.Set("Authorization", "Bearer x")
-		return http.DefaultClient.Do(r)
+		r.Header.Set("Authorization", "Bearer "+token)
+		r.Header.Set("Hold", held)
+		got, err := http.DefaultClient.Do(r)
+		if err == nil {
+			got.Body.Close()
+		}
+		return got, err
 	}
-	for range maxAtOnce {
-		go post()
+	status := func(token string) int {
+		t.Helper()
+		r, err := request(token, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.StatusCode == http.StatusServiceUnavailable && r.Header.Get("Retry-After") == "" {
+			t.Error("it does not say when to come again")
+		}
+		return r.StatusCode
 	}
-	for range maxAtOnce {
+	var wait sync.WaitGroup
+	for n := range maxAtOnce {
+		if n == maxOfCaller {
+			if greedy, other := status("caller-0"), status("caller-1"); greedy != 503 || other != 200 {
+				t.Errorf("who has all its places gets %d, and somebody else %d", greedy, other)
+			}
+		}
+		wait.Go(func() { _, _ = request(fmt.Sprintf("caller-%d", n/maxOfCaller), "yes") })
 		<-working
 	}
-	r, err := post()
-	if err != nil || r.StatusCode != http.StatusServiceUnavailable || r.Header.Get("Retry-After") == "" {
-		t.Errorf("%v, %v", r, err)
+	if got := status("somebody"); got != 503 {
+		t.Errorf("where all places are taken, one gets %d", got)
+	}
+	close(hold)
+	wait.Wait()
+	if got := status("caller-0"); got != 200 {
+		t.Errorf("where all places are free, one gets %d", got)
+	}
+}
+
+// served serves over HTTP as itself, to callers by the words that authenticate says; it ends with the test.
+func served(t *testing.T, s *Server, authenticate func(token string) (Caller, error)) (url string) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	at, ended := make(chan net.Addr, 1), make(chan error, 1)
+	go func() {
+		ended <- s.ServeHTTP(ctx, HTTPOptions{Addr: ":0", Authenticate: authenticate, listening: func(a net.Addr) { at <- a }})
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case a := <-at:
+		return "http://" + a.String() + Path
+	case err := <-ended:
+		t.Fatal(err)
+		return ""
+	}
+}
+
+// post sends a message as somebody, in a session.
+func post(t *testing.T, url, token, session, message string, headers ...string) (status int, got http.Header, body string) {
+	t.Helper()
+	return send(t, http.MethodPost, url, token, session, message, headers...)
+}
+
+func send(t *testing.T, method, url, token, session, message string, headers ...string) (status int, got http.Header, body string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(message))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Accept", "application/json, text/event-stream")
+	if session != "" {
+		r.Header.Set("Mcp-Session-Id", session)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		if headers[i] == "Host" {
+			r.Host = headers[i+1]
+		}
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	data, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.StatusCode, answer.Header, string(data)
+}
+
+// A session is its caller's: nobody else can speak, listen or end it, and who has another role meanwhile begins anew.
+func TestSessionsAreTheirCallers(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1", Allow: []string{"act"}})
+	Add(s, Tool{Name: "act", Toolset: "test", Effect: Destroys, Allow: "act", Role: protocol.Deployer}, func(context.Context, *Call, struct{}) (*Answer[line], error) {
+		return &Answer[line]{Summary: "done"}, nil
+	})
+	var role atomic.Value
+	role.Store(protocol.Deployer)
+	url := served(t, s, func(token string) (Caller, error) {
+		if token == "alice" {
+			return Caller{Name: token, Role: role.Load().(protocol.Role)}, nil
+		}
+		return Caller{Name: token, Role: protocol.Viewer}, nil
+	})
+	const list = `{"jsonrpc":"2.0","id":2,"method":"tools/list"}`
+	status, header, _ := post(t, url, "alice", "", hello)
+	session := header.Get("Mcp-Session-Id")
+	if status != 200 || session == "" {
+		t.Fatalf("%d, %v", status, header)
+	}
+	if status, _, body := post(t, url, "alice", session, list); status != 200 || !strings.Contains(body, `"act"`) {
+		t.Errorf("its own: %d, %s", status, body)
+	}
+	for _, method := range []string{http.MethodPost, http.MethodGet, http.MethodDelete} {
+		if status, _, body := send(t, method, url, "bob", session, list); status != 404 {
+			t.Errorf("%s of somebody else: %d, %s", method, status, body)
+		}
+		if status, _, body := send(t, method, url, "alice", "made-up", list); status != 404 {
+			t.Errorf("%s of no session: %d, %s", method, status, body)
+		}
+		if status, _, body := send(t, method, url, "alice", "", list); status < 400 || status >= 500 {
+			t.Errorf("%s without a session: %d, %s", method, status, body)
+		}
+	}
+	// A session of 2026-07-28 is none: its header means nothing, and gives nothing.
+	modern := []string{"Mcp-Protocol-Version", mcp.ProtocolVersion20260728, "Mcp-Method", "tools/list"}
+	const meta = `{"jsonrpc":"2.0","id":2,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"x","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}`
+	if status, header, body := post(t, url, "bob", session, meta, modern...); status != 200 || strings.Contains(body, `"act"`) || header.Get("Mcp-Session-Id") != "" || !strings.Contains(body, `"cacheScope":"private"`) {
+		t.Errorf("without sessions: %d, %v, %s", status, header, body)
+	}
+	if status, _, _ := send(t, http.MethodGet, url, "bob", session, "", modern...); status != 405 {
+		t.Errorf("listening without sessions: %d", status)
+	}
+	role.Store(protocol.Viewer)
+	if status, _, body := post(t, url, "alice", session, list); status != 404 {
+		t.Errorf("with a lower role meanwhile: %d, %s", status, body)
+	}
+	status, header, _ = post(t, url, "alice", "", hello)
+	session = header.Get("Mcp-Session-Id")
+	if _, _, body := post(t, url, "alice", session, list); status != 200 || strings.Contains(body, `"act"`) {
+		t.Errorf("a viewer sees what only a deployer may: %s", body)
+	}
+	if status, _, body := send(t, http.MethodDelete, url, "alice", session, ""); status != 200 {
+		t.Errorf("it can't be ended: %d, %s", status, body)
+	}
+	if status, _, _ := post(t, url, "alice", session, list); status != 404 {
+		t.Errorf("after its end: %d", status)
+	}
+}
+
+// A name that a web page has lead to this machine (DNS rebinding) is no way in, with a token neither.
+func TestHostHasToBeThisMachine(t *testing.T) {
+	url := served(t, New(Options{Name: "test", Version: "1"}), func(token string) (Caller, error) { return Caller{Name: token}, nil })
+	for host, want := range map[string]int{"localhost": 200, "127.0.0.1:1": 200, "[::1]": 200, "evil.example.org": 403, "127.0.0.1.evil.example.org": 403, "localhost.evil.example.org:80": 403} {
+		if status, _, body := post(t, url, "alice", "", hello, "Host", host); status != want {
+			t.Errorf("%s: %d, %s", host, status, body)
+		}
 	}
 }
 
@@ -185,10 +347,11 @@ func FuzzLines(f *testing.F) {
 // A call ends when its client says so, and one that takes too long ends by itself.
 func TestCallsEnd(t *testing.T) {
 	s := New(Options{Name: "test", Version: "1"})
-	began := make(chan struct{}, 1)
+	began, over := make(chan struct{}, 1), make(chan struct{}, 1)
 	Add(s, Tool{Name: "slow", Timeout: time.Hour}, func(ctx context.Context, _ *Call, _ struct{}) (*Answer[line], error) {
 		began <- struct{}{}
 		<-ctx.Done()
+		over <- struct{}{}
 		return nil, ctx.Err()
 	})
 	Add(s, Tool{Name: "short", Timeout: time.Millisecond}, func(ctx context.Context, _ *Call, _ struct{}) (*Answer[line], error) {
@@ -204,16 +367,100 @@ func TestCallsEnd(t *testing.T) {
 		t.Errorf("%q", text)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
 	go func() {
-		_, err := c.CallTool(ctx, mcp.CallToolRequest{Params: mcp.CallToolParams{Name: "slow"}})
-		ended <- err
+		<-began
+		cancel()
 	}()
+	_, _ = c.CallTool(ctx, mcp.CallToolRequest{Params: mcp.CallToolParams{Name: "slow"}})
+	// That the client goes on proves nothing: the work has to end.
+	ended(t, over, "in this process")
+
+	in, client := io.Pipe()
+	answers, out := io.Pipe()
+	go func() { _, _ = io.Copy(io.Discard, answers) }()
+	go func() { _ = s.ServeStdio(t.Context(), in, out) }()
+	defer client.Close()
+	for _, message := range []string{hello, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"slow","arguments":{}}}`} {
+		if _, err := io.WriteString(client, message+"\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	<-began
-	cancel()
+	if _, err := io.WriteString(client, `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	ended(t, over, "over stdio")
+
+	url := served(t, s, func(token string) (Caller, error) { return Caller{Name: token}, nil })
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() {
+		<-began
+		cancel()
+	}()
+	const call = `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"slow","arguments":{},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"x","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}`
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(call))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"Authorization": "Bearer x", "Content-Type": "application/json", "Accept": "application/json, text/event-stream", "Mcp-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/call", "Mcp-Name": "slow"} {
+		r.Header.Set(name, value)
+	}
+	if answer, err := http.DefaultClient.Do(r); err == nil {
+		answer.Body.Close()
+		t.Errorf("it was answered with %s", answer.Status)
+	}
+	ended(t, over, "over HTTP")
+}
+
+func ended(t *testing.T, over <-chan struct{}, where string) {
+	t.Helper()
 	select {
-	case <-ended:
-	case <-time.After(10 * time.Second):
-		t.Error("it goes on")
+	case <-over:
+	case <-time.After(20 * time.Second):
+		t.Fatal(where + " it goes on")
+	}
+}
+
+// A client that wants to know how far a call is is told so, by the name that it gave, and others are not.
+func TestProgress(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	Add(s, Tool{Name: "long"}, func(ctx context.Context, _ *Call, _ struct{}) (*Answer[line], error) {
+		for done := range 100 {
+			Progress(ctx, done+1, 100)
+		}
+		return &Answer[line]{Summary: "done"}, nil
+	})
+	in, client := io.Pipe()
+	answers, out := io.Pipe()
+	go func() { _ = s.ServeStdio(t.Context(), in, out) }()
+	defer client.Close()
+	lines := bufio.NewScanner(answers)
+	ask := func(message string) {
+		t.Helper()
+		if _, err := io.WriteString(client, message+"\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask(hello)
+	ask(`{"jsonrpc":"2.0","method":"notifications/initialized"}`)
+	ask(`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"long","arguments":{}}}`)
+	for answered := false; !answered && lines.Scan(); {
+		if strings.Contains(lines.Text(), "progress") {
+			t.Errorf("nobody asked for %s", lines.Text())
+		}
+		answered = strings.Contains(lines.Text(), `"id":7`)
+	}
+	ask(`{"jsonrpc":"2.0","id":8,"method":"tools/call","params":{"name":"long","arguments":{},"_meta":{"progressToken":"mine"}}}`)
+	told := 0
+	for answered := false; (!answered || told == 0) && lines.Scan(); {
+		if strings.Contains(lines.Text(), "notifications/progress") {
+			if told++; !strings.Contains(lines.Text(), `"progressToken":"mine"`) || !strings.Contains(lines.Text(), `"total":100`) {
+				t.Errorf("told: %s", lines.Text())
+			}
+		}
+		answered = answered || strings.Contains(lines.Text(), `"id":8`)
+	}
+	if told == 0 || told > 20 {
+		t.Errorf("it was told %d times", told)
 	}
 }

@@ -39,8 +39,9 @@ type Options struct {
 
 // Caller is who asks, and with whose credentials the fleet is asked.
 type Caller struct {
-	Name  string        // of the credentials' user, or of the token
+	Name  string        // of the credentials' user; of the token where there are none
 	Role  protocol.Role // "" for a server that asks no fleet
+	Token string        // the bearer token's name; "" over stdio
 	Creds string        // the credentials file; "" without
 	Key   string        // the public key of the user in it: a file may have other credentials later
 }

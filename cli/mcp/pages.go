@@ -49,7 +49,7 @@ var errNoCursor = errors.New("there is no answer to go on with by this cursor, o
 // first is the first page of an answer. What comes after it is kept.
 func (p *pages) first(c *Call, a *rendered) (*mcp.CallToolResult, error) {
 	size := a.bound()
-	end := a.pageEnd(0)
+	end := a.fits(0, maxPage)
 	if end == len(a.parts) {
 		return a.page(0, end, ""), nil
 	}
@@ -81,7 +81,7 @@ func (p *pages) next(c *Call, cursor string) (*mcp.CallToolResult, error) {
 		if k.id != id || k.tool != c.tool.Name || k.caller != c.Caller || time.Now().After(k.until) || at <= 0 || at >= len(k.answer.parts) {
 			continue
 		}
-		end, next := k.answer.pageEnd(at), ""
+		end, next := k.answer.fits(at, maxPage), ""
 		if end < len(k.answer.parts) {
 			next = k.cursor(end)
 		}
@@ -106,14 +106,14 @@ func (a *rendered) bound() (size int) {
 // overhead is what a part takes beside its head, text and row: the lines around untrusted text.
 const overhead = 160
 
-// pageEnd is where the page ends that begins at a part: at least one is on it.
-func (a *rendered) pageEnd(at int) int {
+// fits is where the page ends that begins at a part and has at most so many bytes: at least one part is on it.
+func (a *rendered) fits(at, most int) int {
 	text, rows := len(a.summary)+overhead, len(a.summary)+len(notice)+overhead
 	for i := at; i < len(a.parts); i++ {
 		p := &a.parts[i]
 		text += len(p.text) + len(p.head) + overhead
 		rows += len(p.row) + 1
-		if i > at && max(text, rows) > maxPage {
+		if i > at && max(text, rows) > most {
 			return i
 		}
 	}

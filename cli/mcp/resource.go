@@ -2,6 +2,7 @@ package mcp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,9 +23,9 @@ type Resource struct {
 // maxResource is how long a resource may be, in bytes. There is no cursor for resources.
 const maxResource = 4 * maxPage
 
-// AddResource gives the server a resource. read gets what stands at {name}, and gives a text, whose lines are cleaned and,
-// beyond a bound, left out.
-func (s *Server) AddResource(r Resource, read func(ctx context.Context, c *Call, name string) (string, error)) {
+// AddResource gives the server a resource. read gets what stands at {name}, and gives an answer, of which the text is shown, up to a
+// bound.
+func AddResource[Row any](s *Server, r Resource, read func(ctx context.Context, c *Call, name string) (*Answer[Row], error)) {
 	if !s.has(r.Toolset) {
 		return
 	}
@@ -32,29 +33,26 @@ func (s *Server) AddResource(r Resource, read func(ctx context.Context, c *Call,
 	handle := func(ctx context.Context, request mcp.ReadResourceRequest) ([]mcp.ResourceContents, error) {
 		c := &Call{Caller: s.callerOf(ctx), server: s, tool: &Tool{Name: request.Params.URI}}
 		began := time.Now()
-		text, err := guarded(ctx, c, func(ctx context.Context) (string, error) {
+		a, err := guarded(ctx, c, func(ctx context.Context) (*Answer[Row], error) {
 			return read(ctx, c, strings.TrimPrefix(request.Params.URI, prefix))
 		})
 		c.record(&mcp.CallToolResult{}, err, time.Since(began))
 		if err != nil {
-			return nil, fmt.Errorf("%s", explain(ctx, err))
+			return nil, errors.New(explain(ctx, err))
 		}
-		return []mcp.ResourceContents{mcp.TextResourceContents{URI: request.Params.URI, MIMEType: "text/plain", Text: bounded(Clean(text))}}, nil
+		whole := a.render()
+		end := whole.fits(0, maxResource)
+		text := whole.text(whole.parts[:end])
+		if left := len(whole.parts) - end; left > 0 {
+			text += fmt.Sprintf("\n%d of %d results were left out here; tools tell them page by page.\n", left, len(whole.parts))
+		}
+		return []mcp.ResourceContents{mcp.TextResourceContents{URI: request.Params.URI, MIMEType: "text/plain", Text: text}}, nil
 	}
 	if many {
 		s.mcp.AddResourceTemplate(mcp.NewResourceTemplate(r.URI, r.Name, mcp.WithTemplateDescription(r.Description), mcp.WithTemplateMIMEType("text/plain")), server.ResourceTemplateHandlerFunc(handle))
 		return
 	}
 	s.mcp.AddResource(mcp.NewResource(r.URI, r.Name, mcp.WithResourceDescription(r.Description), mcp.WithMIMEType("text/plain")), handle)
-}
-
-// bounded cuts a text at the end of a line, and says so.
-func bounded(text string) string {
-	if len(text) <= maxResource {
-		return text
-	}
-	end := strings.LastIndexByte(text[:maxResource], '\n') + 1
-	return fmt.Sprintf("%s(%d lines more were left out; tools tell them page by page)\n", text[:end], strings.Count(text[end:], "\n")+1)
 }
 
 // has tells whether a toolset is served.

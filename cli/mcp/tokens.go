@@ -27,7 +27,7 @@ type Token struct {
 	Expires *time.Time `json:"expires,omitempty"` // nil: never
 }
 
-// Tokens are those of a project, in a file.
+// Tokens are those of a project, in a file. Who changes them sees to it that nobody else does at that moment.
 type Tokens struct{ Path string }
 
 type tokenRecord struct {
@@ -66,21 +66,33 @@ func (t Tokens) write(all []Token) error {
 
 // Add makes a token that asks as the user of a credentials file. It is returned this once, and kept nowhere.
 func (t Tokens) Add(name, creds string, expires *time.Time, now time.Time) (secret string, err error) {
-	if err := protocol.CheckName(name); err != nil {
+	if err := t.Free(name); err != nil {
 		return "", err
 	}
 	all, err := t.List()
 	if err != nil {
 		return "", err
 	}
-	if slices.ContainsFunc(all, func(k Token) bool { return k.Name == name }) {
-		return "", fmt.Errorf("there is a token %s already; nix-infra mcp token remove %s takes it away", name, name)
-	}
 	random := make([]byte, 32)
 	rand.Read(random)
 	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(random)
 	sum := sha256.Sum256([]byte(secret))
 	return secret, t.write(append(all, Token{Name: name, SHA256: hex.EncodeToString(sum[:]), Creds: creds, Created: now, Expires: expires}))
+}
+
+// Free is an error where a name is none for a token, or one has it.
+func (t Tokens) Free(name string) error {
+	if err := protocol.CheckName(name); err != nil {
+		return err
+	}
+	all, err := t.List()
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(all, func(k Token) bool { return k.Name == name }) {
+		return fmt.Errorf("there is a token %s already; nix-infra mcp token remove %s takes it away", name, name)
+	}
+	return nil
 }
 
 // Remove takes a token away. A server that runs refuses it from the next request on.

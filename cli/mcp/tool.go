@@ -89,17 +89,32 @@ func Add[In, Row any](s *Server, t Tool, handle Handler[In, Row]) {
 // maxError is how long an error may be, in bytes.
 const maxError = 4 << 10
 
-// explain is an error as the assistant reads it: on one line, cleaned, because nodes have a say in it.
+// said is an error in words of others.
+type said struct{ error }
+
+func (s said) Unwrap() error { return s.error }
+
+// Said marks an error as one in words of others: the assistant reads it in a fence. A refusal of a node's or of the controller's
+// need not be marked.
+func Said(err error) error { return said{err} }
+
+// explain is an error as the assistant reads it, cleaned: on one line, or in a fence where others had a say in it.
 func explain(ctx context.Context, err error) string {
 	var r *protocol.Refusal
-	text := cut(clean(strings.ReplaceAll(err.Error(), "\n", "; ")), maxError)
+	var others said
+	how := ""
 	switch {
-	case errors.As(err, &r):
-		return "refused: " + text + " (" + clean(string(r.Code)) + ")"
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return "cancelled"
+	case errors.As(err, &r):
+		how = "refused (" + Name(string(r.Code)) + "):\n"
+	case errors.As(err, &others):
+		how = "it did not work:\n"
+	default:
+		return cut(clean(strings.ReplaceAll(err.Error(), "\n", "; ")), maxError)
 	}
-	return text
+	word := fenceWord()
+	return how + fenceBegin(word) + strings.TrimSuffix(cut(Clean(err.Error()), maxError), "\n") + "\n" + fenceEnd(word)
 }
 
 // guarded works on a call, within its time. A panic of a handler's is an error of this call alone.
@@ -124,7 +139,7 @@ func guarded[T any](ctx context.Context, c *Call, work func(ctx context.Context)
 
 // answer carries a call out.
 func answer[In, Row any](ctx context.Context, c *Call, handle Handler[In, Row]) (*mcp.CallToolResult, error) {
-	return guarded(ctx, c, func(ctx context.Context) (*mcp.CallToolResult, error) {
+	return guarded(c.withProgress(ctx), c, func(ctx context.Context) (*mcp.CallToolResult, error) {
 		in, cursor, err := arguments[In](c)
 		if err != nil {
 			return nil, err
@@ -176,7 +191,7 @@ func (c *Call) record(result *mcp.CallToolResult, err error, took time.Duration)
 	case result.IsError:
 		outcome = "failed"
 	}
-	c.server.Log.Info("call", "tool", c.tool.Name, "caller", c.Caller.Name, "role", c.Caller.Role,
+	c.server.Log.Info("call", "tool", c.tool.Name, "caller", c.Caller.Name, "role", c.Caller.Role, "token", c.Caller.Token,
 		"inputs", cut(string(c.args), maxRecorded), "outcome", cut(outcome, maxRecorded), "ms", took.Milliseconds())
 }
 

@@ -58,7 +58,7 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		question := fmt.Sprintf("Deploy the project in %s to %s%s?\n%s", f.Dir, nodes, extra, changes.Summary)
 		var paths []string
 		for _, p := range changes.Parts {
-			paths = append(paths, p.Row.Path)
+			paths = append(paths, mcp.Name(p.Row.Path))
 		}
 		if len(paths) > 0 {
 			question += "\nThat changes: " + some(paths)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nix-infra/nix-infra/cli/client"
+	"github.com/nix-infra/nix-infra/cli/mcp"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -23,21 +24,28 @@ type answer[T any] struct {
 	err  error
 }
 
-// ask asks nodes the same, and gives their answers in the nodes' order.
-func ask[T any](ctx context.Context, s *Session, nodes []string, action protocol.Action, payload any) ([]answer[T], error) {
+// ask asks nodes the same, and gives their answers in the nodes' order. bound cuts each one as it comes, where many large ones would
+// take too much memory.
+func ask[T any](ctx context.Context, s *Session, nodes []string, action protocol.Action, payload any, bound ...func(*T)) ([]answer[T], error) {
 	at := make(map[string]int, len(nodes))
 	answers := make([]answer[T], len(nodes))
 	for i, node := range nodes {
 		at[node], answers[i] = i, answer[T]{node: node, err: client.ErrNoAnswer}
 	}
+	answered := 0
 	_, err := s.Put(ctx, client.Question{Nodes: nodes, Action: action, Payload: payload, Patience: patience, End: true},
 		func(node string, r *protocol.Reply, err error) {
+			answered++
+			mcp.Progress(ctx, answered, len(nodes))
 			a := &answers[at[node]]
 			if a.err = err; err != nil {
 				return
 			}
 			if err := json.Unmarshal(r.Body, &a.said); err != nil { // a newer agent may say more
 				a.err = fmt.Errorf("its answer to %s: %w", action, err)
+			}
+			for _, cut := range bound {
+				cut(&a.said)
 			}
 		})
 	if err == nil {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/nix-infra/nix-infra/cli/mcp"
@@ -32,38 +30,6 @@ func (f *Fleet) addCommands(s *mcp.Server) {
 			return nil, err
 		}
 		return f.look(ctx, c, in.Target, in.limitInput, commands[0], commands[1:])
-	})
-	mcp.Add(s, mcp.Tool{
-		Name: "systemctl", Title: "Look at units", Toolset: setInspect, Role: protocol.Viewer, Timeout: maxRun,
-		Description: "Run systemctl on nodes, for what it tells: status, show, cat, list-units, list-unit-files, list-timers, list-sockets, list-jobs, list-machines, list-dependencies, " +
-			"is-active, is-enabled, is-failed, is-system-running, get-default, show-environment. Without a command, it lists the units." + noShell,
-	}, func(ctx context.Context, c *mcp.Call, in struct {
-		targetInput
-		limitInput
-		Command string `json:"command,omitempty" jsonschema:"such as status or list-units"`
-		Units   string `json:"units,omitempty" jsonschema:"names or globs of units, separated by commas"`
-		Options string `json:"options,omitempty" jsonschema:"such as --failed --type=service"`
-	}) (*mcp.Answer[runRow], error) {
-		argv, err := systemctl(in.Command, in.Units, in.Options)
-		if err != nil {
-			return nil, err
-		}
-		return f.look(ctx, c, in.Target, in.limitInput, argv, nil)
-	})
-	mcp.Add(s, mcp.Tool{
-		Name: "journalctl", Title: "Read journals", Toolset: setInspect, Role: protocol.Viewer, Timeout: maxRun,
-		Description: fmt.Sprintf("Run journalctl on nodes. The newest %d entries are shown unless options say otherwise (-n, --since, --until). Narrow it by -u UNIT, -p err, -g PATTERN, -b, -k.", journalLines) + noShell,
-	}, func(ctx context.Context, c *mcp.Call, in struct {
-		targetInput
-		limitInput
-		Options string `json:"options,omitempty" jsonschema:"such as -u nginx -p err --since '1 hour ago'"`
-		Matches string `json:"matches,omitempty" jsonschema:"such as _PID=1 or SYSLOG_IDENTIFIER=sshd"`
-	}) (*mcp.Answer[runRow], error) {
-		argv, err := journalctl(in.Options, in.Matches)
-		if err != nil {
-			return nil, err
-		}
-		return f.look(ctx, c, in.Target, in.limitInput, argv, nil)
 	})
 }
 
@@ -95,52 +61,6 @@ func (f *Fleet) look(ctx context.Context, c *mcp.Call, target string, limit limi
 		}
 	}
 	return show(all, argv[0]), nil
-}
-
-// systemctl makes the words of a command for systemctl.
-func systemctl(command, units, options string) (argv []string, err error) {
-	argv = []string{"systemctl"}
-	for _, input := range []struct{ name, text string }{{"command", command}, {"options", options}} {
-		words, err := split(input.text)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", input.name, err)
-		}
-		argv = append(argv, words...)
-		if input.name != "command" {
-			continue
-		}
-		for _, unit := range strings.FieldsFunc(units, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) }) {
-			if strings.HasPrefix(unit, "-") {
-				return nil, fmt.Errorf("units: %.80q is an option, and not a unit's name", unit)
-			}
-			argv = append(argv, unit)
-		}
-	}
-	return argv, nil
-}
-
-// journalLines is how many entries are shown where nothing else is said.
-const journalLines = 200
-
-var saysHowMany = regexp.MustCompile(`^(-[a-zA-Z]*n.*|--lines(=.*)?|-S.*|--since(=.*)?|-U.*|--until(=.*)?|--list-boots|--disk-usage|--header|-N|--fields|-F.*|--field(=.*)?)$`)
-
-// journalctl makes the words of a command for journalctl.
-func journalctl(options, matches string) (argv []string, err error) {
-	argv = []string{"journalctl"}
-	for _, input := range []struct{ name, text string }{{"options", options}, {"matches", matches}} {
-		words, err := split(input.text)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", input.name, err)
-		}
-		if i := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "-") }); input.name == "matches" && i >= 0 {
-			return nil, fmt.Errorf("matches: %.80q is an option; it belongs into options", words[i])
-		}
-		argv = append(argv, words...)
-	}
-	if !slices.ContainsFunc(argv[1:], saysHowMany.MatchString) {
-		argv = append(argv, fmt.Sprintf("--lines=%d", journalLines))
-	}
-	return argv, nil
 }
 
 // split makes the words of a text that stands behind a program's name, and may be empty.

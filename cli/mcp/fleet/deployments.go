@@ -170,9 +170,9 @@ func rowOfDeployment(d *protocol.Deployment) deploymentRow {
 func (r *deploymentRow) headline() string {
 	var counts []string
 	for _, phase := range slices.Sorted(maps.Keys(r.Nodes)) {
-		counts = append(counts, fmt.Sprintf("%d %s", r.Nodes[phase], phase))
+		counts = append(counts, fmt.Sprintf("%d %s", r.Nodes[phase], mcp.Name(phase)))
 	}
-	return fmt.Sprintf("%s: %s by %s at %s: %s; rollout %s", r.Deployment, r.Mode, r.By, r.Created.UTC().Format(time.RFC3339), strings.Join(counts, ", "), r.State)
+	return fmt.Sprintf("%s: %s by %s at %s: %s; rollout %s", mcp.Name(r.Deployment), mcp.Name(string(r.Mode)), mcp.Name(r.By), r.Created.UTC().Format(time.RFC3339), strings.Join(counts, ", "), mcp.Name(string(r.State)))
 }
 
 // text is the headline with the reason, which may have words of nodes in it.
@@ -203,7 +203,7 @@ func showDeployment(d *protocol.Deployment) *mcp.Answer[resultRow] {
 		return 1
 	})
 	for i := range rows {
-		a.Parts = append(a.Parts, mcp.Part[resultRow]{Head: rows[i].Node, Text: rows[i].text(), Untrusted: true, Row: &rows[i]})
+		a.Parts = append(a.Parts, mcp.Part[resultRow]{Head: mcp.Name(rows[i].Node), Text: rows[i].text(), Untrusted: true, Row: &rows[i]})
 	}
 	return a
 }

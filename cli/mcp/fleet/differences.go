@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -150,9 +151,9 @@ func differences(changes []change) *mcp.Answer[change] {
 	a := &mcp.Answer[change]{}
 	for i := range changes {
 		c := &changes[i]
-		a.Parts = append(a.Parts, mcp.Part[change]{Head: fmt.Sprintf("%s %s on %s", c.Path, c.Change, some(c.Nodes)), Text: c.Diff, Untrusted: true, Row: c})
+		a.Parts = append(a.Parts, mcp.Part[change]{Head: fmt.Sprintf("%s %s on %s", mcp.Name(c.Path), c.Change, some(c.Nodes)), Text: c.Diff, Untrusted: true, Row: c})
 		if c.Diff == "" {
-			a.Parts[i].Text = c.Change
+			a.Parts[i].Text = c.Path + " " + c.Change
 		}
 	}
 	return a
@@ -219,5 +220,5 @@ func (o Outcome) err() error {
 	if text == "" {
 		text = fmt.Sprintf("it ended with status %d", o.Status)
 	}
-	return fmt.Errorf("%.2000s", text)
+	return mcp.Said(errors.New(text))
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -60,7 +59,7 @@ func (e *explanation) readUnits(ctx context.Context) error {
 			names = append(names, u.Name)
 		}
 		if more := len(names) - maxFailedUnits; more > 0 {
-			e.notes = append(e.notes, fmt.Sprintf("%d more units failed: %s.", more, some(names[maxFailedUnits:])))
+			e.notes = append(e.notes, fmt.Sprintf("%d more units failed: %s.", more, some(mcp.Names(names[maxFailedUnits:]))))
 			names = names[:maxFailedUnits]
 		}
 	}
@@ -82,7 +81,7 @@ func (e *explanation) readUnit(ctx context.Context, name string) error {
 		return err
 	}
 	if statuses[0].err != nil {
-		e.notes = append(e.notes, name+" could not be looked at: "+failure(statuses[0].err)+".")
+		e.notes = append(e.notes, mcp.Name(name)+" could not be looked at: "+failure(statuses[0].err)+".")
 		return nil
 	}
 	u := unitFailure{status: statuses[0].said}
@@ -124,7 +123,7 @@ func (e *explanation) logs(ctx context.Context) (parts []mcp.Part[findingRow]) {
 	queries := []struct {
 		head  string
 		query protocol.JournalQuery
-	}{{"log of " + some(names), of}, {"warnings and errors of the machine", all}}
+	}{{"log of " + some(mcp.Names(names)), of}, {"warnings and errors of the machine", all}}
 	if len(names) == 0 {
 		queries = queries[1:]
 	}
@@ -139,7 +138,7 @@ func (e *explanation) logs(ctx context.Context) (parts []mcp.Part[findingRow]) {
 		}
 		for _, entry := range answers[0].said.Entries {
 			at := entry.Time
-			text := fmt.Sprintf("%s %s[%d]: %s", at.UTC().Format(time.RFC3339Nano), entry.Identifier, entry.PID, shorten(entry.Message+"\n", 2<<10))
+			text := shorten(entryText(&entry)+"\n", 2<<10)
 			parts = append(parts, mcp.Part[findingRow]{Head: q.head, Text: text, Untrusted: true, Row: &findingRow{Kind: "log", At: &at, Unit: entry.Unit, Text: strings.TrimSpace(text)}})
 		}
 	}

@@ -110,9 +110,9 @@ func (e *explanation) explain(ctx context.Context) (*mcp.Answer[findingRow], err
 	for _, change := range changes {
 		text := change.Diff
 		if text == "" {
-			text = change.Change
+			text = change.Path + " " + change.Change
 		}
-		a.Parts = append(a.Parts, mcp.Part[findingRow]{Head: "changed: " + change.Path, Text: text, Untrusted: true, Row: &findingRow{Kind: "change", Path: change.Path, Text: text}})
+		a.Parts = append(a.Parts, mcp.Part[findingRow]{Head: "changed: " + mcp.Name(change.Path), Text: text, Untrusted: true, Row: &findingRow{Kind: "change", Path: change.Path, Text: text}})
 	}
 	for i := range e.units {
 		a.Parts = append(a.Parts, e.units[i].tell())
@@ -221,7 +221,7 @@ func (e *explanation) tellDeployment(p *past) []mcp.Part[findingRow] {
 	row := resultOf(e.node.Name, p.result)
 	d := rowOfDeployment(p.deployment)
 	text := fmt.Sprintf("%s by %s at %s: %s", d.Mode, d.By, d.Created.UTC().Format(time.RFC3339), row.text())
-	parts := []mcp.Part[findingRow]{{Head: "deployment " + d.Deployment, Text: text, Untrusted: true,
+	parts := []mcp.Part[findingRow]{{Head: "deployment " + mcp.Name(d.Deployment), Text: text, Untrusted: true,
 		Row: &findingRow{Kind: "deployment", At: row.Ended, Deployment: d.Deployment, Text: text}}}
 	for _, c := range row.Checks {
 		if !c.Passed {
@@ -266,11 +266,11 @@ func (e *explanation) summary(suspects []past, changes []change) string {
 	}
 	for _, p := range suspects {
 		r := p.result.Report
-		lines = append(lines, fmt.Sprintf("Deployment %s by %s ended on it as %s at %s.", p.deployment.ID, p.deployment.By, r.Phase, r.Ended.UTC().Format(time.RFC3339)))
+		lines = append(lines, fmt.Sprintf("Deployment %s by %s ended on it as %s at %s.", mcp.Name(p.deployment.ID), mcp.Name(p.deployment.By), mcp.Name(string(r.Phase)), r.Ended.UTC().Format(time.RFC3339)))
 	}
 	var paths []string
 	for _, c := range changes {
-		paths = append(paths, c.Path)
+		paths = append(paths, mcp.Name(c.Path))
 	}
 	switch {
 	case len(paths) > 0:

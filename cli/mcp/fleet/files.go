@@ -64,7 +64,7 @@ func listFiles(ctx context.Context, folder *projectfiles.Folder, path string) (*
 		a.Summary += " There are more: list a folder below it."
 	}
 	for _, e := range entries {
-		a.Parts = append(a.Parts, mcp.Part[fileRow]{Text: fmt.Sprintf("%s -- size: %d; type: %s", e.Path, e.Size, e.Type), Row: &fileRow{Path: e.Path, Size: e.Size, Type: e.Type}})
+		a.Parts = append(a.Parts, mcp.Part[fileRow]{Text: fmt.Sprintf("%s -- size: %d; type: %s", e.Path, e.Size, e.Type), Untrusted: true, Row: &fileRow{Path: e.Path, Size: e.Size, Type: e.Type}})
 	}
 	return a, nil
 }
@@ -105,7 +105,11 @@ func searchFiles(ctx context.Context, folder *projectfiles.Folder, in filesInput
 		a.Summary += " There may be more: " + more + "."
 	}
 	for _, m := range matches {
-		a.Parts = append(a.Parts, mcp.Part[fileRow]{Head: m.File, Text: fmt.Sprintf("L%d: %s", m.Line, m.Content), Untrusted: true, Row: &fileRow{Path: m.File, Line: m.Line, Text: m.Content}})
+		text := fmt.Sprintf("L%d: %s", m.Line, m.Content)
+		if mcp.Name(m.File) != m.File {
+			text = m.File + " " + text
+		}
+		a.Parts = append(a.Parts, mcp.Part[fileRow]{Head: mcp.Name(m.File), Text: text, Untrusted: true, Row: &fileRow{Path: m.File, Line: m.Line, Text: m.Content}})
 	}
 	return a, nil
 }

@@ -38,6 +38,7 @@ type Host struct {
 type Session struct {
 	*client.Client
 	Verifier *protocol.Verifier
+	Key      string // the public key of the user
 }
 
 // Outcome is how a command line ended.
@@ -70,7 +71,7 @@ type Fleet struct {
 // slot is the connection of one user. Whoever waits for it keeps no other user waiting.
 type slot struct {
 	mu      sync.Mutex
-	session *Session
+	session *Session // nil: there is none yet
 }
 
 // Add gives a server its tools, resources and prompts. With cluster, there is etcd.
@@ -79,6 +80,8 @@ func Add(s *mcp.Server, host Host, cluster bool) *Fleet {
 	f.addNodes(s)
 	f.addStats(s)
 	f.addCommands(s)
+	f.addUnits(s)
+	f.addJournal(s)
 	f.addDeployments(s)
 	f.addDifferences(s)
 	f.addFailures(s)
@@ -105,7 +108,8 @@ func (f *Fleet) Close() {
 	}
 }
 
-// session is the connection as the caller. It is made when it is first needed, and anew where it has ended for good.
+// session is the connection as the caller. It is made when it is first needed, and anew where it has ended for good, or its file has
+// the credentials of somebody else meanwhile.
 func (f *Fleet) session(ctx context.Context, c *mcp.Call) (*Session, error) {
 	f.mu.Lock()
 	own := f.slots[c.Caller.Creds]
@@ -116,12 +120,19 @@ func (f *Fleet) session(ctx context.Context, c *mcp.Call) (*Session, error) {
 	f.mu.Unlock()
 	own.mu.Lock()
 	defer own.mu.Unlock()
-	if own.session != nil && !own.session.Closed() {
+	if own.session != nil && own.session.Key == c.Caller.Key && !own.session.Closed() {
 		return own.session, nil
 	}
 	s, err := f.Connect(ctx, c.Caller.Creds)
 	if err != nil {
 		return nil, err
+	}
+	if s.Key != c.Caller.Key {
+		s.Close()
+		return nil, fmt.Errorf("%s has other credentials than it had; call again, or start the server anew", c.Caller.Creds)
+	}
+	if own.session != nil {
+		own.session.Close()
 	}
 	own.session = s
 	return s, nil
@@ -140,7 +151,7 @@ func (f *Fleet) nodes(ctx context.Context, s *Session, target, otherwise string)
 	if target == "" {
 		return nil, errors.New("on which nodes? Name them in target, such as web1,web2, @web or all; list-available-nodes tells which there are")
 	}
-	all, err := s.ListNodes(ctx)
+	all, err := listNodes(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -152,6 +163,20 @@ func (f *Fleet) nodes(ctx context.Context, s *Session, target, otherwise string)
 		return nil, fmt.Errorf("no node is chosen by %.200q", target)
 	}
 	return chosen, nil
+}
+
+// listNodes are all nodes. Their names stand among our own words, so that each has to be one.
+func listNodes(ctx context.Context, s *Session) ([]protocol.NodeState, error) {
+	all, err := s.ListNodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		if err := protocol.CheckName(all[i].Name); err != nil {
+			return nil, mcp.Said(fmt.Errorf("what the controller says of the nodes: %w", err))
+		}
+	}
+	return all, nil
 }
 
 // node is the one that an input names.

@@ -150,6 +150,69 @@ func TestFirstFailure(t *testing.T) {
 	}
 }
 
+// Words that are not understood in whole are for the node's own program: nil. A question must not ask for more than they say.
+func TestWordsThatAskTyped(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	for words, typed := range map[string]bool{
+		"": true, "list-units": true, "--failed": true, "--state=failed,active": true, "list-units a.service": true, "-t service -at socket": true, "status a b.timer -n0": true, "status -- a": false,
+		"status": false, "status a*": false, "status 17": false, "status /dev/sda": false, "status a -n x": false, "status a -n 501": false, "status --state=failed a": false, "--state": false, "--state=help": false, "-t help": false,
+		"show a": false, "is-active a": false, "start a": false, "list-units --user": false, "--fail": false, "--failed=1": false, "-H x": false, "STATUS a": false, "status $(id)": false, "list-units ../x": false,
+	} {
+		if got := readUnitQuestion(strings.Fields(words)) != nil; got != typed {
+			t.Errorf("systemctl %s: a question of the agents %t, not %t", words, got, typed)
+		}
+	}
+	for words, typed := range map[string]bool{
+		"": true, "-u a -u b*": true, "-ua": true, "-b": true, "-b -1": true, "-b0 -n": true, "-n 5 -r": true, "-rn5": true, "--lines=5 --boot=-1": true, "--boot -1": false, "-p 3": true, "-p warning": true, "-S -1h": true, "-S now": true, "-o short": true,
+		"-p 8": false, "-p err..info": false, "-k": false, "-f": false, "-e": false, "-n all": false, "-n +5": false, "-n 5001": false, "-S yesterday": false, "-S 2026-01-31": false, "-S 1h": false, "-S": false, "-o json": false, "_PID=1": false, "-u ../a": false,
+		"--rotate": false, "--unit": false, "--un=a": false, "-M x": false, "-D/root": false, "-b x": false, "--user": false, "-m": false, "-xn5": false,
+	} {
+		if got := readJournalQuestion(strings.Fields(words), now) != nil; got != typed {
+			t.Errorf("journalctl %s: a question of the agents %t, not %t", words, got, typed)
+		}
+	}
+	for text, ago := range map[string]time.Duration{"1 hour ago": time.Hour, "-90s": 90 * time.Second, "2days ago": 48 * time.Hour, "-3 weeks": 21 * 24 * time.Hour, "now": 0, "@1799999000": 1000 * time.Second, "2027-01-15T08:00:00Z": 0} {
+		if got, ok := instant(text, now); !ok || got != now.Add(-ago).UnixMicro() {
+			t.Errorf("%s is %v before, not %v: %t", text, now.Sub(time.UnixMicro(got)), ago, ok)
+		}
+	}
+	for _, text := range []string{"", "1 hour", "-1 hour ago", "tomorrow", "1 month ago", "@", "@-1x", "2027-01-15 08:00:00", "9999999 s ago"} {
+		if got, ok := instant(text, now); ok {
+			t.Errorf("%q was read as %v", text, time.UnixMicro(got))
+		}
+	}
+}
+
+func TestNewestEntries(t *testing.T) {
+	entries := make([]protocol.JournalEntry, 10)
+	for i := range entries {
+		entries[i] = protocol.JournalEntry{PID: i, Message: strings.Repeat("x", 800)}
+	}
+	if kept, dropped := newest(entries, 3500); len(kept) != 3 || dropped != 7 || kept[2].PID != 9 {
+		t.Errorf("%d kept, %d dropped", len(kept), dropped)
+	}
+	if kept, dropped := newest(entries, 1); len(kept) != 1 || dropped != 9 {
+		t.Errorf("%d kept, %d dropped: one is always there", len(kept), dropped)
+	}
+	if kept, _ := newest(nil, 1); len(kept) != 0 {
+		t.Errorf("%v", kept)
+	}
+}
+
+func FuzzOptions(f *testing.F) {
+	for _, seed := range []string{"-rn5 -u a", "--lines=5 --boot", "-b -1 -n", "status a", "-", "--", "-n", "-t", "--=x"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, words string) {
+		if q := readUnitQuestion(strings.Fields(words)); q != nil && q.list.Validate() != nil {
+			t.Errorf("%q asks %+v", words, q)
+		}
+		if q := readJournalQuestion(strings.Fields(words), time.Unix(0, 0)); q != nil && q.Validate() != nil {
+			t.Errorf("%q asks %+v", words, q)
+		}
+	})
+}
+
 func FuzzFilters(f *testing.F) {
 	for _, seed := range []string{"grep -iv x", "head -3", "tail -n 2", "sort -rnu", "uniq -c", "wc -l", "grep -E (a|b)+$", "head -n -1", "grep -", "tail --x"} {
 		f.Add(seed, "a\nb\n\nc")

@@ -122,7 +122,7 @@ func (f *Fleet) listNodes(ctx context.Context, c *mcp.Call, in targetInput, line
 	if err != nil {
 		return nil, err
 	}
-	nodes, err := s.ListNodes(ctx)
+	nodes, err := listNodes(ctx, s)
 	if err == nil && strings.TrimSpace(in.Target) != "" {
 		nodes, err = f.Select(nodes, []string{in.Target})
 	}

@@ -24,6 +24,9 @@ const (
 	leastOutput  = 4 << 10
 )
 
+// fairShare is how many bytes of text each of so many answers may have.
+func fairShare(answers int) int { return max(leastOutput, min(maxOutput, maxOutputAll/answers)) }
+
 // limitInput is the input of tools that have nodes run something.
 type limitInput struct {
 	Timeout int `json:"timeout,omitempty" jsonschema:"seconds after which it is ended, at most 120; 30 if nothing is said. What follows a log or watches ends so"`
@@ -68,13 +71,13 @@ func (f *Fleet) run(ctx context.Context, s *Session, nodes []string, argv []stri
 	if err := order.Validate(); err != nil {
 		return nil, err
 	}
-	most := max(leastOutput, min(maxOutput, maxOutputAll/len(nodes)))
+	most := fairShare(len(nodes))
 	all, at := make([]*ran, len(nodes)), make(map[string]*ran, len(nodes))
 	for i, node := range nodes {
 		all[i] = &ran{node: node}
 		at[node] = all[i]
 	}
-	enough := make(chan string, len(nodes))
+	enough, ended := make(chan string, len(nodes)), 0
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(limit)*time.Second+patience)
 	defer cancel()
 	silent, err := s.Put(ctx, client.Question{Nodes: nodes, Action: protocol.RunCommand, Payload: order, Patience: patience, End: true, Enough: enough},
@@ -82,6 +85,10 @@ func (f *Fleet) run(ctx context.Context, s *Session, nodes []string, argv []stri
 			if r := at[node]; r.take(reply, err, most) {
 				r.enough = true
 				enough <- node
+			}
+			if at[node].ended != nil || err != nil {
+				ended++
+				mcp.Progress(ctx, ended, len(nodes))
 			}
 		})
 	if err != nil {
