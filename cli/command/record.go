@@ -35,7 +35,7 @@ func (a *app) readRecord(name string, record any, version *int) error {
 // alone does something with no other run of this program in between that does so, too: what is read from the project's
 // records, changed and written must not undo what somebody else wrote meanwhile. It must not be called within itself.
 func (a *app) alone(do func() error) error {
-	dir, err := os.Open(a.own())
+	dir, err := os.Open(a.dir) // not nix-infra/ in it: a project of the earlier tool has none
 	if err != nil {
 		return err
 	}
@@ -44,7 +44,7 @@ func (a *app) alone(do func() error) error {
 		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err == nil {
 			return do()
 		} else if !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("can't lock %s: %w", a.own(), err)
+			return fmt.Errorf("can't lock %s: %w", a.dir, err)
 		}
 	}
 }
