@@ -19,8 +19,7 @@ type action struct {
 	effect func()               // what is so when it has succeeded
 }
 
-// FailAction has the next action of that kind on that server end in an error, such as create_server, start_server or
-// delete_server.
+// FailAction has the next action of that kind on that server end in an error, such as create_server or start_server.
 func (f *Fake) FailAction(server, command, code, message string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -30,7 +29,7 @@ func (f *Fake) FailAction(server, command, code, message string) {
 func (f *Fake) begin(s *server, command string, after *action, ready func() (bool, error), effect func()) *action {
 	a := &action{
 		Action: schema.Action{
-			ID: f.id(), Status: "running", Command: command, Started: time.Now(),
+			ID: f.id(), Status: "running", Command: command, Started: f.now,
 			Resources: []schema.ActionResourceReference{{ID: s.ID, Type: "server"}},
 		},
 		server: s, after: after, ready: ready, effect: effect,
@@ -41,7 +40,7 @@ func (f *Fake) begin(s *server, command string, after *action, ready func() (boo
 
 // advance has come about what has come about until now. Time passes here only while somebody looks.
 func (f *Fake) advance() {
-	now := time.Now()
+	now := f.now
 	for _, a := range f.actions {
 		if a.Status != "running" {
 			continue

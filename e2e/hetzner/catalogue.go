@@ -15,15 +15,16 @@ var locations = []schema.Location{
 	{ID: 4, Name: "ash", Description: "Ashburn, VA", Country: "US", City: "Ashburn, VA", NetworkZone: "us-east"},
 }
 
-// serverTypes: one that is everywhere, one that is not, one for the other architecture, one that is sold out at a
-// location, and one that is not made any more.
-var serverTypes = []schema.ServerType{
+// allServerTypes: one that is everywhere, one that is not made at one of its locations any more, one for the other architecture,
+// one that is elsewhere, one that is sold out at a location, one that will not be made any more, and one that is not.
+var allServerTypes = []schema.ServerType{
 	serverType(101, "cpx22", "x86", 2, 4, 80, 599, "fsn1", "nbg1", "hel1"),
-	serverType(102, "cx23", "x86", 2, 4, 40, 349, "fsn1", "nbg1", "hel1"),
+	goneAt(serverType(102, "cx23", "x86", 2, 4, 40, 349, "fsn1", "nbg1", "hel1"), "nbg1"),
 	serverType(103, "cax11", "arm", 2, 4, 40, 379, "fsn1", "nbg1", "hel1"),
 	serverType(104, "cpx11", "x86", 2, 2, 40, 499, "ash"),
 	soldOut(serverType(105, "ccx13", "x86", 2, 8, 80, 1249, "fsn1", "nbg1", "hel1", "ash"), "hel1"),
-	gone(serverType(22, "cpx21", "x86", 3, 4, 80, 755, "fsn1", "nbg1", "hel1", "ash")),
+	deprecated(serverType(106, "cpx32", "x86", 4, 8, 160, 1099, "fsn1", "nbg1", "hel1"), future),
+	deprecated(serverType(22, "cpx21", "x86", 3, 4, 80, 755, "fsn1", "nbg1", "hel1", "ash"), past),
 }
 
 func serverType(id int64, name, architecture string, cores int, memory float32, disk, cents int, at ...string) schema.ServerType {
@@ -46,10 +47,31 @@ func soldOut(t schema.ServerType, at string) schema.ServerType {
 	return t
 }
 
-func gone(t schema.ServerType) schema.ServerType {
-	announced := time.Date(2025, 10, 1, 0, 0, 0, 0, time.UTC)
-	t.Deprecation = &schema.DeprecationInfo{Announced: announced, UnavailableAfter: announced.AddDate(0, 3, 0)}
+// past and future are when something is made no more.
+var past, future = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2126, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func deprecated(t schema.ServerType, from time.Time) schema.ServerType {
+	t.Deprecation = &schema.DeprecationInfo{Announced: from.AddDate(0, -3, 0), UnavailableAfter: from}
 	return t
+}
+
+func goneAt(t schema.ServerType, at string) schema.ServerType {
+	for i := range t.Locations {
+		if t.Locations[i].Name == at {
+			t.Locations[i].Deprecation = &schema.DeprecationInfo{Announced: past.AddDate(0, -3, 0), UnavailableAfter: past}
+		}
+	}
+	return t
+}
+
+// unavailable tells whether something is made no more.
+func (f *Fake) unavailable(d *schema.DeprecationInfo) bool {
+	return d != nil && d.UnavailableAfter.Before(f.now)
+}
+
+// serverTypes are those that there are now.
+func (f *Fake) serverTypes() []schema.ServerType {
+	return slices.DeleteFunc(slices.Clone(allServerTypes), func(t schema.ServerType) bool { return f.unavailable(t.Deprecation) })
 }
 
 // price is an amount in cents, with the digits that the API gives and a value-added tax of a quarter.
@@ -57,9 +79,9 @@ func price(cents int) schema.Price {
 	return schema.Price{Net: fmt.Sprintf("%d.%02d00000000", cents/100, cents%100), Gross: fmt.Sprintf("%d.%04d00000000000000", cents*125/10000, cents*125%10000)}
 }
 
-func pricing() schema.Pricing {
+func (f *Fake) pricing() schema.Pricing {
 	p := schema.Pricing{Currency: "EUR", VATRate: "25.00"}
-	for _, t := range serverTypes {
+	for _, t := range f.serverTypes() {
 		p.ServerTypes = append(p.ServerTypes, schema.PricingServerType{ID: t.ID, Name: t.Name, Prices: t.Prices})
 	}
 	ipv4 := schema.PricingPrimaryIP{Type: "ipv4"}

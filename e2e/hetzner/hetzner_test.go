@@ -3,6 +3,7 @@ package hetzner_test
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -33,6 +34,15 @@ func serve(t *testing.T, f *hetzner.Fake) string {
 // soon is the pace of these tests.
 func soon(int) time.Duration { return 5 * time.Millisecond }
 
+// ticking is a clock that goes by requests, ten milliseconds each: how fast this machine is has no part in what happens.
+func ticking() func() time.Time {
+	now := time.Now()
+	return func() time.Time {
+		now = now.Add(10 * time.Millisecond)
+		return now
+	}
+}
+
 func client(t *testing.T, f *hetzner.Fake, retries int) *hcloud.Client {
 	t.Helper()
 	return hcloud.NewClient(hcloud.WithEndpoint(serve(t, f)), hcloud.WithToken(token),
@@ -57,7 +67,7 @@ func must(t *testing.T, err error) {
 
 // TestRealClient has the real client make, list and delete servers: what it can't read would be an error of its own.
 func TestRealClient(t *testing.T) {
-	f := hetzner.New(hetzner.Options{Token: token, ActionTime: 20 * time.Millisecond, PerPage: 2})
+	f := hetzner.New(hetzner.Options{Token: token, Clock: ticking(), ActionTime: 20 * time.Millisecond, PerPage: 2})
 	f.AddNetwork("internal", "10.0.0.0/16")
 	f.AddFirewall("web")
 	c, ctx := client(t, f, 0), t.Context()
@@ -108,10 +118,10 @@ func TestRealClient(t *testing.T) {
 	must(t, err)
 	deleted, _, err := c.Server.DeleteWithResult(ctx, s)
 	must(t, err)
-	must(t, c.Action.WaitFor(ctx, deleted.Action))
-	if s, _, err = c.Server.GetByID(ctx, s.ID); s != nil || err != nil {
-		t.Errorf("after it was deleted: %v, %v", s, err)
+	if s, _, err = c.Server.GetByID(ctx, s.ID); s != nil || err != nil || deleted.Action.Status != hcloud.ActionStatusRunning {
+		t.Errorf("while it is being deleted: %v, %v, %v", s, err, deleted.Action)
 	}
+	must(t, c.Action.WaitFor(ctx, deleted.Action))
 	prices, _, err := c.Pricing.Get(ctx)
 	must(t, err)
 	if prices.Currency != "EUR" || len(prices.ServerTypes) == 0 || len(prices.PrimaryIPs) != 2 {
@@ -127,7 +137,7 @@ func TestRealClient(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	f := hetzner.New(hetzner.Options{Token: token, ActionTime: time.Minute, ServerLimit: 2})
+	f := hetzner.New(hetzner.Options{Token: token, Clock: ticking(), ActionTime: time.Hour, ServerLimit: 2})
 	c, ctx := client(t, f, 0), t.Context()
 	create := func(name, kind, image, location string, change func(*hcloud.ServerCreateOpts)) error {
 		opts := hcloud.ServerCreateOpts{Name: name, ServerType: &hcloud.ServerType{Name: kind}, Image: &hcloud.Image{Name: image}, Location: &hcloud.Location{Name: location}}
@@ -142,39 +152,49 @@ func TestRefusals(t *testing.T) {
 	must(t, err)
 	_, _, lockedErr := c.Server.DeleteWithResult(ctx, taken)
 	_, _, keyErr := c.SSHKey.Create(ctx, hcloud.SSHKeyCreateOpts{Name: "k", PublicKey: "none"})
+	same := newKey(t)
+	_, _, err = c.SSHKey.Create(ctx, hcloud.SSHKeyCreateOpts{Name: "k1", PublicKey: same})
+	must(t, err)
+	_, _, sameErr := c.SSHKey.Create(ctx, hcloud.SSHKeyCreateOpts{Name: "k2", PublicKey: same})
+	// The statuses are those of the documentation.
 	for what, got := range map[string]struct {
-		err  error
-		code hcloud.ErrorCode
+		err    error
+		code   hcloud.ErrorCode
+		status int
 	}{
-		"name taken":       {create("taken", "cpx22", "debian-13", "fsn1", nil), hcloud.ErrorCodeUniquenessError},
-		"bad name":         {create("a_b", "cpx22", "debian-13", "fsn1", nil), hcloud.ErrorCodeInvalidInput},
-		"unknown type":     {create("a", "cpx999", "debian-13", "fsn1", nil), hcloud.ErrorCodeInvalidInput},
-		"unknown image":    {create("a", "cpx22", "beos", "fsn1", nil), hcloud.ErrorCodeInvalidInput},
-		"unknown location": {create("a", "cpx22", "debian-13", "moon1", nil), hcloud.ErrorCodeInvalidInput},
-		"not made there":   {create("a", "cpx22", "debian-13", "ash", nil), hcloud.ErrorCodeInvalidInput},
-		"sold out":         {create("a", "ccx13", "debian-13", "hel1", nil), hcloud.ErrorCodeResourceUnavailable},
+		"name taken":       {create("taken", "cpx22", "debian-13", "fsn1", nil), hcloud.ErrorCodeUniquenessError, 409},
+		"bad name":         {create("a_b", "cpx22", "debian-13", "fsn1", nil), hcloud.ErrorCodeInvalidInput, 422},
+		"unknown type":     {create("a", "cpx999", "debian-13", "fsn1", nil), hcloud.ErrorCodeInvalidInput, 422},
+		"unknown image":    {create("a", "cpx22", "beos", "fsn1", nil), hcloud.ErrorCodeInvalidInput, 422},
+		"unknown location": {create("a", "cpx22", "debian-13", "moon1", nil), hcloud.ErrorCodeInvalidInput, 422},
+		"not made there":   {create("a", "cpx22", "debian-13", "ash", nil), hcloud.ErrorCodeInvalidInput, 422},
+		"sold out":         {create("a", "ccx13", "debian-13", "hel1", nil), hcloud.ErrorCodeResourceUnavailable, 412},
 		"reserved label": {create("a", "cpx22", "debian-13", "fsn1", func(o *hcloud.ServerCreateOpts) { o.Labels = map[string]string{"hetzner.cloud/x": ""} }),
-			hcloud.ErrorCodeInvalidInput},
-		"no such network": {create("a", "cpx22", "debian-13", "fsn1", func(o *hcloud.ServerCreateOpts) { o.Networks = []*hcloud.Network{{ID: 4711}} }), hcloud.ErrorCodeNotFound},
-		"locked":          {lockedErr, hcloud.ErrorCodeLocked},
-		"no key":          {keyErr, hcloud.ErrorCodeInvalidInput},
+			hcloud.ErrorCodeInvalidInput, 422},
+		"no such network":    {create("a", "cpx22", "debian-13", "fsn1", func(o *hcloud.ServerCreateOpts) { o.Networks = []*hcloud.Network{{ID: 4711}} }), hcloud.ErrorCodeNotFound, 404},
+		"locked":             {lockedErr, hcloud.ErrorCodeLocked, 423},
+		"not made any more":  {create("a", "cpx21", "debian-13", "fsn1", nil), hcloud.ErrorCodeInvalidInput, 422},
+		"not there any more": {create("a", "cx23", "debian-13", "nbg1", nil), hcloud.ErrorCodeInvalidInput, 422},
+		"key known":          {sameErr, hcloud.ErrorCodeUniquenessError, 409},
+		"no key":             {keyErr, hcloud.ErrorCodeInvalidInput, 422},
 		"limit": {func() error {
 			must(t, create("b", "cx23", "debian-13", "fsn1", nil))
 			return create("c", "cx23", "debian-13", "fsn1", nil)
-		}(), hcloud.ErrorCodeResourceLimitExceeded},
+		}(), hcloud.ErrorCodeResourceLimitExceeded, 403},
 		"wrong token": {func() error {
 			_, err := hcloud.NewClient(hcloud.WithEndpoint(serve(t, f)), hcloud.WithToken("wrong")).Server.All(ctx)
 			return err
-		}(), hcloud.ErrorCodeUnauthorized},
+		}(), hcloud.ErrorCodeUnauthorized, 401},
 	} {
-		if !hcloud.IsError(got.err, got.code) {
-			t.Errorf("%s: %v, not %s", what, got.err, got.code)
+		var refused hcloud.Error
+		if !errors.As(got.err, &refused) || refused.Code != got.code || refused.Response().StatusCode != got.status {
+			t.Errorf("%s: %v, not %s (%d)", what, got.err, got.code, got.status)
 		}
 	}
 }
 
 func TestRequestLimit(t *testing.T) {
-	f := hetzner.New(hetzner.Options{Token: token, Requests: 2, Refill: 100 * time.Millisecond})
+	f := hetzner.New(hetzner.Options{Token: token, Clock: ticking(), Requests: 2, Refill: 100 * time.Millisecond})
 	impatient, ctx := client(t, f, 0), t.Context()
 	var err error
 	var response *hcloud.Response
@@ -194,11 +214,11 @@ func TestRequestLimit(t *testing.T) {
 }
 
 func TestFaults(t *testing.T) {
-	f := hetzner.New(hetzner.Options{Token: token, ActionTime: 10 * time.Millisecond})
+	f := hetzner.New(hetzner.Options{Token: token, Clock: ticking(), ActionTime: 10 * time.Millisecond})
 	c, ctx := client(t, f, 0), t.Context()
 	opts := hcloud.ServerCreateOpts{Name: "s", ServerType: &hcloud.ServerType{Name: "cpx22"}, Image: &hcloud.Image{Name: "debian-13"}, Location: &hcloud.Location{Name: "fsn1"}}
 
-	f.Fail(hetzner.Fault{Method: "POST", Path: "/v1/servers", Status: http.StatusServiceUnavailable, Code: "maintenance", Message: "later"})
+	f.Fail(hetzner.Fault{Method: "POST", Path: "/v1/servers", Status: http.StatusForbidden, Code: "maintenance", Message: "later"})
 	if _, _, err := c.Server.Create(ctx, opts); !hcloud.IsError(err, hcloud.ErrorCodeMaintenance) || len(f.Servers()) != 0 {
 		t.Errorf("%v, %d servers", err, len(f.Servers()))
 	}
@@ -216,7 +236,7 @@ func TestFaults(t *testing.T) {
 	if err := c.Action.WaitFor(ctx, made.NextActions...); err == nil {
 		t.Error("what comes after an action that failed succeeded")
 	}
-	if log := f.Log(); log[0].Status != http.StatusServiceUnavailable || log[0].Path != "/v1/servers" {
+	if log := f.Log(); log[0].Status != http.StatusForbidden || log[0].Path != "/v1/servers" {
 		t.Errorf("the log begins with %+v", log[0])
 	}
 }

@@ -55,9 +55,18 @@ func refused(status int, code, format string, args ...any) *refusal {
 	return &refusal{status: status, code: code, message: fmt.Sprintf(format, args...)}
 }
 
+// invalid refuses what a field of the request says.
 func invalid(field, format string, args ...any) *refusal {
-	r := refused(http.StatusUnprocessableEntity, "invalid_input", format, args...)
-	r.details = map[string]any{"fields": []map[string]any{{"name": field, "messages": []string{r.message}}}}
+	why := fmt.Sprintf(format, args...)
+	r := refused(http.StatusUnprocessableEntity, "invalid_input", "invalid input in field '%s': %s", field, why)
+	r.details = map[string]any{"fields": []map[string]any{{"name": field, "messages": []string{why}}}}
+	return r
+}
+
+// taken refuses what is there once already.
+func taken(field, message string) *refusal {
+	r := refused(http.StatusConflict, "uniqueness_error", "%s", message)
+	r.details = map[string]any{"fields": []map[string]any{{"name": field}}}
 	return r
 }
 
@@ -75,6 +84,7 @@ type answer struct {
 func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.now = f.options.Clock()
 	r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
 	a, err := f.respond(w, r)
 	if err != nil {
@@ -90,11 +100,11 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *Fake) respond(w http.ResponseWriter, r *http.Request) (answer, *refusal) {
-	if r.Header.Get("Authorization") != "Bearer "+f.options.Token {
-		return answer{}, refused(http.StatusUnauthorized, "unauthorized", "unable to authenticate")
-	}
 	if err := f.spend(w.Header()); err != nil {
 		return answer{}, err
+	}
+	if r.Header.Get("Authorization") != "Bearer "+f.options.Token {
+		return answer{}, refused(http.StatusUnauthorized, "unauthorized", "unable to authenticate")
 	}
 	f.advance()
 	fault := f.fault(r)
@@ -110,7 +120,7 @@ func (f *Fake) respond(w http.ResponseWriter, r *http.Request) (answer, *refusal
 
 // spend takes one request from the bucket, and says how full it is.
 func (f *Fake) spend(h http.Header) *refusal {
-	limit, now := float64(f.options.Requests), time.Now()
+	limit, now := float64(f.options.Requests), f.now
 	f.bucket = min(limit, f.bucket+float64(now.Sub(f.filled))/float64(f.options.Refill))
 	f.filled = now
 	full := now.Add(time.Duration((limit - f.bucket) * float64(f.options.Refill)))
@@ -180,13 +190,13 @@ func (f *Fake) route(r *http.Request) (answer, *refusal) {
 	case "GET locations":
 		return list(f, query, "locations", locations, func(l schema.Location) (string, map[string]string) { return l.Name, nil })
 	case "GET server_types":
-		return list(f, query, "server_types", serverTypes, func(t schema.ServerType) (string, map[string]string) { return t.Name, nil })
+		return list(f, query, "server_types", f.serverTypes(), func(t schema.ServerType) (string, map[string]string) { return t.Name, nil })
 	case "GET images":
 		return f.listImages(query)
 	case "GET images/ID":
 		return one(images, id, "image", func(i schema.Image) int64 { return i.ID })
 	case "GET pricing":
-		return answer{http.StatusOK, schema.PricingGetResponse{Pricing: pricing()}}, nil
+		return answer{http.StatusOK, schema.PricingGetResponse{Pricing: f.pricing()}}, nil
 	}
 	return answer{}, notFound("endpoint")
 }
@@ -225,7 +235,7 @@ func page[T any](f *Fake, query url.Values, key string, all []T) (answer, *refus
 		}
 		n, err := strconv.Atoi(query.Get(name))
 		if err != nil || n < 1 {
-			return answer{}, invalid(name, "invalid %s", name)
+			return answer{}, invalid(name, "must be a positive number")
 		}
 		*value = n
 	}

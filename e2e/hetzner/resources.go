@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"time"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 	"golang.org/x/crypto/ssh"
@@ -21,16 +20,22 @@ func (f *Fake) listKeys(query url.Values) (answer, *refusal) {
 
 func (f *Fake) createKey(r schema.SSHKeyCreateRequest) (answer, *refusal) {
 	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(r.PublicKey))
-	if err != nil || r.Name == "" {
-		return answer{}, invalid("public_key", "invalid input in field 'public_key'")
+	switch {
+	case r.Name == "":
+		return answer{}, invalid("name", "is too short")
+	case err != nil:
+		return answer{}, invalid("public_key", "is not a valid SSH key")
 	}
 	for _, k := range f.keys {
 		have, _, _, _, err := ssh.ParseAuthorizedKey([]byte(k.PublicKey))
-		if k.Name == r.Name || err == nil && bytes.Equal(have.Marshal(), key.Marshal()) {
-			return answer{}, refused(http.StatusConflict, "uniqueness_error", "SSH key not unique")
+		switch {
+		case err == nil && bytes.Equal(have.Marshal(), key.Marshal()):
+			return answer{}, taken("public_key", "SSH key with the same fingerprint already exists")
+		case k.Name == r.Name:
+			return answer{}, taken("name", "SSH key not unique")
 		}
 	}
-	made := schema.SSHKey{ID: f.id(), Name: r.Name, PublicKey: r.PublicKey, Fingerprint: ssh.FingerprintLegacyMD5(key), Labels: labelsOf(r.Labels), Created: time.Now()}
+	made := schema.SSHKey{ID: f.id(), Name: r.Name, PublicKey: r.PublicKey, Fingerprint: ssh.FingerprintLegacyMD5(key), Labels: labelsOf(r.Labels), Created: f.now}
 	if err := checkLabels(made.Labels); err != nil {
 		return answer{}, err
 	}
@@ -69,13 +74,13 @@ func (f *Fake) listGroups(query url.Values) (answer, *refusal) {
 func (f *Fake) createGroup(r schema.PlacementGroupCreateRequest) (answer, *refusal) {
 	switch {
 	case r.Name == "":
-		return answer{}, invalid("name", "invalid input in field 'name'")
+		return answer{}, invalid("name", "is too short")
 	case r.Type != "spread":
-		return answer{}, invalid("type", "invalid input in field 'type'")
+		return answer{}, invalid("type", "is not one of the allowed values")
 	case slices.ContainsFunc(f.groups, func(g schema.PlacementGroup) bool { return g.Name == r.Name }):
-		return answer{}, refused(http.StatusConflict, "uniqueness_error", "placement group name is already used")
+		return answer{}, taken("name", "placement group name is already used")
 	}
-	made := schema.PlacementGroup{ID: f.id(), Name: r.Name, Type: r.Type, Labels: labelsOf(r.Labels), Created: time.Now(), Servers: []int64{}}
+	made := schema.PlacementGroup{ID: f.id(), Name: r.Name, Type: r.Type, Labels: labelsOf(r.Labels), Created: f.now, Servers: []int64{}}
 	if err := checkLabels(made.Labels); err != nil {
 		return answer{}, err
 	}

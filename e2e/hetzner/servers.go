@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud"
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
@@ -19,7 +18,7 @@ type server struct {
 	group int64
 
 	// Whoever boots it or removes it writes the error, then closes the channel.
-	booted, removed     chan struct{}
+	booted              chan struct{}
 	bootErr, removedErr error
 }
 
@@ -76,7 +75,7 @@ func named[T any](wanted schema.IDOrName, all []T, called func(T) (int64, string
 
 func (f *Fake) createServer(r schema.ServerCreateRequest) (answer, *refusal) {
 	s := &server{group: r.PlacementGroup}
-	kind, kindKnown := named(r.ServerType, serverTypes, func(t schema.ServerType) (int64, string) { return t.ID, t.Name })
+	kind, kindKnown := named(r.ServerType, f.serverTypes(), func(t schema.ServerType) (int64, string) { return t.ID, t.Name })
 	image, imageKnown := named(r.Image, imagesFor(kind.Architecture), func(i schema.Image) (int64, string) { return i.ID, *i.Name })
 	location, locationKnown := named(schema.IDOrName{Name: r.Location}, locations, func(l schema.Location) (int64, string) { return l.ID, l.Name })
 	at := slices.IndexFunc(kind.Locations, func(l schema.ServerTypeLocation) bool { return l.Name == location.Name })
@@ -86,21 +85,23 @@ func (f *Fake) createServer(r schema.ServerCreateRequest) (answer, *refusal) {
 	}
 	switch {
 	case !hostName.MatchString(r.Name):
-		return answer{}, invalid("name", "invalid input in field 'name'")
+		return answer{}, invalid("name", "must be a valid hostname")
 	case slices.ContainsFunc(f.servers, func(s *server) bool { return s.Name == r.Name }):
-		return answer{}, refused(http.StatusConflict, "uniqueness_error", "server name is already used")
+		return answer{}, taken("name", "server name is already used")
 	case !kindKnown:
-		return answer{}, invalid("server_type", "invalid input in field 'server_type'")
+		return answer{}, invalid("server_type", "server type not found")
 	case !locationKnown:
 		return answer{}, invalid("location", "location '%s' not found", r.Location)
-	case at < 0 || kind.Deprecation != nil:
-		return answer{}, invalid("server_type", "unsupported location for server type")
+	case at < 0 || f.unavailable(kind.Locations[at].Deprecation):
+		return answer{}, refused(http.StatusUnprocessableEntity, "invalid_input", "unsupported location for server type")
 	case !imageKnown:
 		return answer{}, invalid("image", "image not found for this architecture")
 	case !kind.Locations[at].Available:
 		return answer{}, refused(http.StatusPreconditionFailed, "resource_unavailable", "error during placement")
 	case f.options.ServerLimit > 0 && len(f.servers) >= f.options.ServerLimit:
-		return answer{}, refused(http.StatusForbidden, "resource_limit_exceeded", "server limit exceeded")
+		r := refused(http.StatusForbidden, "resource_limit_exceeded", "server limit exceeded")
+		r.details = map[string]any{"limits": []map[string]any{{"name": "server_limit"}}}
+		return answer{}, r
 	}
 	if err := checkLabels(labels); err != nil {
 		return answer{}, err
@@ -110,7 +111,7 @@ func (f *Fake) createServer(r schema.ServerCreateRequest) (answer, *refusal) {
 		return answer{}, err
 	}
 	s.Server = schema.Server{
-		ID: f.id(), Name: r.Name, Status: "initializing", Created: time.Now(), ServerType: kind, Location: location, Image: &image, Labels: labels,
+		ID: f.id(), Name: r.Name, Status: "initializing", Created: f.now, ServerType: kind, Location: location, Image: &image, Labels: labels,
 		PublicNet: s.PublicNet, PrivateNet: s.PrivateNet, Volumes: []int64{}, LoadBalancers: []int64{}, PrimaryDiskSize: kind.Disk,
 	}
 	if err := f.makeMachine(s, authorized, r.PublicNet == nil || r.PublicNet.EnableIPv4); err != nil {
@@ -150,7 +151,7 @@ func (f *Fake) attach(s *server, r schema.ServerCreateRequest) (authorized strin
 	for _, g := range f.groupsShown() {
 		if g.ID == s.group {
 			if len(g.Servers) >= 10 {
-				return "", refused(http.StatusPreconditionFailed, "placement_error", "placement group contains already 10 servers")
+				return "", refused(http.StatusUnprocessableEntity, "placement_error", "placement group contains already 10 servers")
 			}
 			return authorized, nil
 		}
@@ -168,6 +169,9 @@ func (f *Fake) makeMachine(s *server, authorized string, ipv4 bool) *refusal {
 	if f.options.Machines == nil {
 		close(s.booted)
 		return nil
+	}
+	if before := f.removing[s.Name]; before != nil {
+		<-before
 	}
 	ip, err := f.options.Machines.Make(s.Name, authorized)
 	if err != nil {
@@ -212,24 +216,27 @@ func (f *Fake) deleteServer(id int64) (answer, *refusal) {
 	case f.busy(s):
 		return answer{}, refused(http.StatusLocked, "locked", "server is locked")
 	case s.Protection.Delete:
-		return answer{}, refused(http.StatusForbidden, "protected", "server deletion is protected")
+		return answer{}, refused(http.StatusLocked, "protected", "server deletion is protected")
 	}
-	s.removed = make(chan struct{})
+	removed := make(chan struct{})
+	f.removing[s.Name] = removed
 	go func() {
 		if f.options.Machines != nil {
 			<-s.booted
 			s.removedErr = f.options.Machines.Remove(s.Name)
 		}
-		close(s.removed)
+		close(removed)
 	}()
+	// It is gone at once; what is waited for is the rest of it.
+	f.servers = slices.DeleteFunc(f.servers, func(other *server) bool { return other == s })
 	a := f.begin(s, "delete_server", nil, func() (bool, error) {
 		select {
-		case <-s.removed:
+		case <-removed:
 			return true, s.removedErr
 		default:
 			return false, nil
 		}
-	}, func() { f.servers = slices.DeleteFunc(f.servers, func(other *server) bool { return other == s }) })
+	}, func() {})
 	return answer{http.StatusOK, schema.ServerDeleteResponse{Action: a.Action}}, nil
 }
 
@@ -249,11 +256,11 @@ func checkLabels(labels map[string]string) *refusal {
 	for key, value := range labels {
 		untyped[key] = value
 		if strings.HasPrefix(key, "hetzner.cloud/") {
-			return invalid("labels", "the prefix hetzner.cloud/ is reserved")
+			return invalid("labels", "prefix hetzner.cloud/ is reserved")
 		}
 	}
 	if _, err := hcloud.ValidateResourceLabels(untyped); err != nil {
-		return invalid("labels", "invalid input in field 'labels'")
+		return invalid("labels", "is not a valid label")
 	}
 	return nil
 }
