@@ -197,6 +197,7 @@ func (b *bringIn) create(ctx context.Context) {
 	var servers []provision.Server
 	var err error
 	if b.o.create {
+		b.forgetPins()
 		servers, err = b.provider.Create(ctx, order, func(name, what string) {
 			if m := byName[name]; m != nil {
 				b.step(m, provision.PhaseCreate, what)
@@ -213,15 +214,31 @@ func (b *bringIn) create(ctx context.Context) {
 			m.arrival.Ways, m.err = b.waysTo(s, b.o.sshKey, b.e.me.project)
 		}
 	}
+	var each provision.ServerErrors
+	errors.As(err, &each)
 	for _, m := range byName {
 		switch {
 		case m.err != nil || m.server.Host != "":
+		case each[m.name] != nil:
+			m.err = &provision.PhaseError{Phase: provision.PhaseCreate, Err: each[m.name]}
 		case err != nil:
 			m.err = &provision.PhaseError{Phase: provision.PhaseCreate, Err: err}
 		case m.server.Name != "":
 			m.err = &provision.PhaseError{Phase: provision.PhaseCreate, Err: errors.New("it has no address yet")}
 		default:
 			m.err = &provision.PhaseError{Phase: provision.PhaseCreate, Err: fmt.Errorf("%s does not know it; nix-infra provision makes machines", b.provider.Name())}
+		}
+	}
+}
+
+// forgetPins has the host keys forgotten of machines that are missing: those that will be made under their names are others.
+func (b *bringIn) forgetPins() {
+	for _, m := range b.machines {
+		if !m.fresh {
+			continue
+		}
+		if err := provision.ForgetNode(b.own(knownHostsFile), m.name, ""); err != nil && m.err == nil {
+			m.err = err
 		}
 	}
 }

@@ -1,6 +1,11 @@
 package provision
 
-import "context"
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+)
 
 // Server is a machine as its provider knows it.
 type Server struct {
@@ -62,7 +67,8 @@ type Provider interface {
 	Plan(ctx context.Context, o Order) (*Plan, error)
 
 	// Create makes what is missing of an order, and waits until it runs; what exists is taken as it is. It gives all
-	// machines of the order, in its order. What an earlier run began is found by its name and label, and finished.
+	// machines of the order, in its order. What an earlier run began is found by its name and label, and finished. Where only
+	// some could not be made, the error is a ServerErrors, and the others are given.
 	Create(ctx context.Context, o Order, step func(server, what string)) ([]Server, error)
 
 	// Destroy deletes a machine, and waits until it is gone. One that is gone already is no error. Providers that can't
@@ -75,4 +81,15 @@ type Provider interface {
 
 	// RemoveKey forgets the key of that name, and says whether there was one.
 	RemoveKey(ctx context.Context, name string) (bool, error)
+}
+
+// ServerErrors are what kept machines from being made, by their names.
+type ServerErrors map[string]error
+
+func (e ServerErrors) Error() string {
+	var all []error
+	for _, name := range slices.Sorted(maps.Keys(e)) {
+		all = append(all, e[name])
+	}
+	return errors.Join(all...).Error()
 }

@@ -149,24 +149,38 @@ func (h *SelfHosted) Create(ctx context.Context, o Order, step func(server, what
 			return nil, err
 		}
 	}
+	failed := ServerErrors{}
 	for _, key := range slices.Sorted(maps.Keys(theirs)) {
-		cloud, err := h.cloud()
-		if err != nil {
-			return nil, err
-		}
 		part := o
 		part.Names = theirs[key]
-		if part.SSHKey, err = publicHalf(key); err != nil {
-			return nil, err
-		}
-		made, err := cloud.Create(ctx, part, step)
-		if err != nil {
-			return nil, err
-		}
+		made, err := h.createPart(ctx, part, key, step)
 		servers = append(servers, h.completed(made)...)
+		var each ServerErrors
+		if errors.As(err, &each) {
+			maps.Copy(failed, each)
+		} else if err != nil {
+			for _, name := range part.Names {
+				failed[name] = err
+			}
+		}
 	}
 	slices.SortFunc(servers, func(a, b Server) int { return slices.Index(o.Names, a.Name) - slices.Index(o.Names, b.Name) })
+	if len(failed) > 0 {
+		return servers, failed
+	}
 	return servers, nil
+}
+
+// createPart makes machines of the cloud's that let in the public half of one key.
+func (h *SelfHosted) createPart(ctx context.Context, o Order, keyFile string, step func(server, what string)) ([]Server, error) {
+	cloud, err := h.cloud()
+	if err != nil {
+		return nil, err
+	}
+	if o.SSHKey, err = publicHalf(keyFile); err != nil {
+		return nil, err
+	}
+	return cloud.Create(ctx, o, step)
 }
 
 // publicHalf reads the public half beside a private key.

@@ -2,6 +2,7 @@ package hetzner_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -100,7 +101,7 @@ func TestDestroyCommand(t *testing.T) {
 	}
 
 	// One that can't be deleted keeps no other from it, and nothing of it is forgotten; the next run finishes.
-	d.fake.FailAction("n2", "delete_server", "server_error", "no hands")
+	d.fake.Fail(hetzner.Fault{Method: "DELETE", Path: "/v1/servers/" + servers[1].ID, Status: 422, Code: "service_error", Message: "no hands"})
 	d.run(1, []string{"destroy", "n2", "n3", "--batch"}, "1 of 2 were not deleted", "delete n2: no hands", "n3: deleted at hetzner")
 	if hosts, _ := os.ReadFile(filepath.Join(d.dir, "nix-infra/known_hosts")); !strings.Contains(string(hosts), "n2@nix-infra") {
 		t.Error("n2, which is still there, has no host key any more")
@@ -113,6 +114,27 @@ func TestDestroyCommand(t *testing.T) {
 	}
 	if !slices.Equal(left, []string{"n4", "theirs"}) {
 		t.Errorf("left are %v", left)
+	}
+}
+
+// TestProvisionCommand: machines that can't be made are told one by one. What was pinned for machines of their names is forgotten.
+func TestProvisionCommand(t *testing.T) {
+	d := newDesk(t, hetzner.Options{})
+	must(t, os.RemoveAll(filepath.Join(d.dir, "ssh")))
+	d.env = append(d.env, "SECRETS_PASS=a password")
+	d.run(0, []string{"init"})
+	d.write("nix-infra/known_hosts", "n1@nix-infra ssh-ed25519 AAAA\nn9@nix-infra ssh-ed25519 BBBB\n")
+	d.fake.Fail(hetzner.Fault{Method: "POST", Path: "/v1/servers", Status: 412, Code: "resource_unavailable", Message: "error during placement"})
+	d.fake.Fail(hetzner.Fault{Method: "POST", Path: "/v1/servers", Status: 403, Code: "resource_limit_exceeded", Message: "server limit exceeded"})
+	command := []string{"provision", "n1", "n2", "--method", "none", "--no-deploy", "--batch"}
+	d.run(0, append(command, "--dry-run"), "in all: 16.28 EUR a month")
+	if hosts, _ := os.ReadFile(filepath.Join(d.dir, "nix-infra/known_hosts")); !strings.Contains(string(hosts), "n1@") {
+		t.Errorf("a dry run changes what is pinned to %s", hosts)
+	}
+	const n1, n2 = "hetzner: n1: error during placement (resource_unavailable, fake", "hetzner: n2: server limit exceeded (resource_limit_exceeded, fake"
+	d.run(1, command, "n1: failed: create: "+n1, "n2: failed: create: "+n2, "2 machines are not in; run the same command again, it goes on where this ended:\n  n1: create: "+n1, "\n  n2: create: "+n2)
+	if hosts, err := os.ReadFile(filepath.Join(d.dir, "nix-infra/known_hosts")); string(hosts) != "n9@nix-infra ssh-ed25519 BBBB\n" {
+		t.Errorf("pinned are %s, %v", hosts, err)
 	}
 }
 
@@ -135,7 +157,18 @@ func TestHybrid(t *testing.T) {
 	if len(plan.Missing) != 2 || len(plan.Existing) != 1 || plan.Existing[0].Name != "own1" {
 		t.Errorf("the plan is %+v", plan)
 	}
+	// One that can't be made keeps no other from it.
+	d.fake.Fail(hetzner.Fault{Method: "POST", Path: "/v1/servers", Status: 412, Code: "resource_unavailable", Message: "error during placement"})
+	must(t, os.Rename(filepath.Join(d.dir, "ssh/other.pub"), filepath.Join(d.dir, "ssh/away")))
 	servers, err := p.Create(t.Context(), o, d.step)
+	var each provision.ServerErrors
+	if !errors.As(err, &each) || len(each) != 2 || len(servers) != 1 || servers[0].Name != "own1" {
+		t.Errorf("there are %+v, %v", servers, err)
+	}
+	failsWith(t, each["cloud1"], "cloud1: error during placement", "there is no room for it now")
+	failsWith(t, each["cloud2"], "the public half of the ssh_key", "other.pub")
+	must(t, os.Rename(filepath.Join(d.dir, "ssh/away"), filepath.Join(d.dir, "ssh/other.pub")))
+	servers, err = p.Create(t.Context(), o, d.step)
 	must(t, err)
 	for i, want := range []provision.Server{
 		{Name: "own1", Provider: "self-hosted", Host: "192.0.2.9", User: "me", KeyFile: filepath.Join(d.dir, "ssh/nixinfra")},
@@ -146,7 +179,7 @@ func TestHybrid(t *testing.T) {
 			t.Errorf("server %d is %+v", i, s)
 		}
 	}
-	if again, err := p.Create(t.Context(), o, d.step); err != nil || len(again) != 3 || d.ordered() != 2 {
+	if again, err := p.Create(t.Context(), o, d.step); err != nil || len(again) != 3 || d.ordered() != 3 {
 		t.Errorf("once more: %+v, %v; %d were ordered", again, err, d.ordered())
 	}
 	keys, err := client(t, d.fake, 0).SSHKey.All(t.Context())

@@ -2,7 +2,6 @@ package hetzner
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -36,7 +35,7 @@ func (h *Hetzner) Create(ctx context.Context, o provision.Order, step func(serve
 			step(name, "it exists, and was not made by nix-infra for this fleet: taken as it is")
 		}
 	}
-	m := &making{Hetzner: h, step: step, failed: map[string]error{}, owner: map[int64]string{}}
+	m := &making{Hetzner: h, step: step, failed: provision.ServerErrors{}, owner: map[int64]string{}}
 	if len(r.missing) > 0 {
 		if err := m.order(ctx, r); err != nil {
 			return nil, err
@@ -60,7 +59,7 @@ type making struct {
 	step    func(server, what string)
 	actions []*hcloud.Action
 	owner   map[int64]string // the server that an action is about
-	failed  map[string]error // by server
+	failed  provision.ServerErrors
 }
 
 func (m *making) await(name string, actions ...*hcloud.Action) {
@@ -146,37 +145,38 @@ func (m *making) finish(ctx context.Context, names []string) ([]provision.Server
 			return nil, err
 		}
 		var servers []provision.Server
-		var errs []error
 		pending := false
 		for _, name := range names {
 			s := there[name]
 			switch {
 			case m.failed[name] != nil:
-				errs = append(errs, m.failed[name])
 			case s == nil:
-				errs = append(errs, fmt.Errorf("hetzner: %s is gone while it was being made; run this again", name))
+				m.failed[name] = fmt.Errorf("hetzner: %s is gone while it was being made; run this again", name)
 			case m.foreign(s) != nil:
-				errs = append(errs, m.foreign(s))
+				m.failed[name] = m.foreign(s)
 			case s.Status == hcloud.ServerStatusRunning:
 				servers = append(servers, m.server(s))
 			case s.Status == hcloud.ServerStatusOff:
 				action, _, err := m.api.Server.Poweron(ctx, s)
-				if err != nil {
-					errs = append(errs, explain("start "+name, err))
+				if err != nil && !hcloud.IsError(err, hcloud.ErrorCodeLocked) { // then somebody is about it
+					m.failed[name] = explain("start "+name, err)
 					continue
 				}
 				m.step(name, "starting")
 				m.await(name, action)
 				pending = true
 			case idle == patience:
-				errs = append(errs, fmt.Errorf("hetzner: %s is %q, and nothing is being done with it; delete it with nix-infra destroy %s, and run this again", name, s.Status, name))
+				m.failed[name] = fmt.Errorf("hetzner: %s is %q, and nothing is being done with it; delete it with nix-infra destroy %s, and run this again", name, s.Status, name)
 			default:
 				m.step(name, string(s.Status))
 				pending = true
 			}
 		}
-		if !pending {
-			return servers, errors.Join(errs...)
+		switch {
+		case !pending && len(m.failed) > 0:
+			return servers, m.failed
+		case !pending:
+			return servers, nil
 		}
 		if len(m.actions) == 0 {
 			select {

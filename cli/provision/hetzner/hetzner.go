@@ -153,13 +153,29 @@ func (h *Hetzner) foreign(s *hcloud.Server) error {
 // explain says what was asked of the API, and for its common refusals what to do.
 func explain(what string, err error) error {
 	var refused hcloud.Error
-	if !errors.As(err, &refused) {
+	var unreached *url.Error
+	switch {
+	case errors.As(err, &unreached) && !errors.Is(err, context.Canceled):
+		return fmt.Errorf("hetzner: %s: %w; check this machine's way to the internet, and run this again", what, err)
+	case !errors.As(err, &refused):
 		return fmt.Errorf("hetzner: %s: %w", what, err)
 	}
+	const readOnly = "the token in HCLOUD_TOKEN may only read; make one that may write, too"
+	const later = "wait a few minutes and run this again, it goes on where it was; https://status.hetzner.com tells of troubles there"
 	advice := map[hcloud.ErrorCode]string{
 		hcloud.ErrorCodeUnauthorized:          "it does not know the token in HCLOUD_TOKEN; make one in the Cloud Console (Security, API tokens)",
-		hcloud.ErrorCodeForbidden:             "the token in HCLOUD_TOKEN may only read; make one that may write, too",
+		hcloud.ErrorCodeForbidden:             readOnly,
+		"token_readonly":                      readOnly,
 		hcloud.ErrorCodeRateLimitExceeded:     "too many requests; wait a few minutes and run this again, it goes on where it was",
+		hcloud.ErrorCodeMaintenance:           later,
+		hcloud.ErrorCodeServiceError:          later,
+		hcloud.ErrorCodeServerError:           later,
+		hcloud.ErrorCodeBadGateway:            later,
+		hcloud.ErrorCodeTimeout:               later,
+		hcloud.ErrorCodeConflict:              later,
+		"unavailable":                         later,
+		hcloud.ErrorCodeLocked:                "something else is being done with it; wait for that and run this again",
+		hcloud.ErrorCodeResourceLocked:        "Hetzner has locked it; ask their support",
 		hcloud.ErrorCodeResourceLimitExceeded: "the project's limit is reached; have Hetzner raise it, or delete what is not needed",
 		hcloud.ErrorCodeResourceUnavailable:   "there is no room for it now; try another --location or --machine-type, or later",
 		hcloud.ErrorCodePlacementError:        "no room is left for the placement group there; try another --location, or later",

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud"
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
@@ -87,7 +88,7 @@ func (r *order) findMachine(ctx context.Context, api *hcloud.Client) error {
 
 // soldAt is why new servers of a type can't be had at a location, or nil.
 func soldAt(t *hcloud.ServerType, location string) error {
-	if t.IsDeprecated() {
+	if t.IsDeprecated() && t.UnavailableAfter().Before(time.Now()) {
 		return errors.New("it is not made any more")
 	}
 	var at []string
@@ -96,7 +97,7 @@ func soldAt(t *hcloud.ServerType, location string) error {
 			continue
 		}
 		if l.Location.Name == location {
-			if l.IsDeprecated() {
+			if l.IsDeprecated() && l.UnavailableAfter().Before(time.Now()) {
 				return fmt.Errorf("it is not made at %s any more", location)
 			}
 			if !l.Available {
