@@ -292,8 +292,9 @@ func (a *agent) connected() {
 	a.changed()
 }
 
-// changed has the news told.
+// changed has the news told. A deployment's phase may be the news, and what runs then has a policy of its own.
 func (a *agent) changed() {
+	a.tunnels.Recheck(time.Now())
 	a.heart.Changed()
 	a.tellStatus()
 }

@@ -8,6 +8,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,6 +21,7 @@ import (
 	"github.com/nix-infra/nix-infra/agent"
 	"github.com/nix-infra/nix-infra/agent/testfleet"
 	"github.com/nix-infra/nix-infra/protocol"
+	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 	"github.com/nix-infra/nix-infra/protocol/tunnel"
 )
 
@@ -304,6 +307,35 @@ func TestTunnelEndsWithItsUser(t *testing.T) {
 		}
 		return false
 	})
+	if _, err := stays.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	hello(t, stays)
+}
+
+// A system that came with a deployment may allow less than the one before.
+func TestTunnelEndsWithItsPolicy(t *testing.T) {
+	system := t.TempDir()
+	policy := func(text string) {
+		t.Helper()
+		file := filepath.Join(system, "etc/nix-infra/policy.json")
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := atomicfile.Write(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to, ended := broken(t)
+	policy(fmt.Sprintf(`{"v": 1, "tunnels": [{"address": %q, "role": "operator"}]}`, to))
+	u := withTunnels(t, func(o *agent.Options) { o.System = system })
+	c, _ := u.mustOpen(u.fleet.User("olga", protocol.Operator), "olga", to)
+	hello(t, c)
+	dora := u.fleet.User("dora", protocol.Deployer)
+	stays, _ := u.mustOpen(dora, "dora", service(t, echo))
+	policy(`{"v": 1}`)
+	u.side.look(t, manifest(t, u.side, dora, node, 5, nil), 5, "")
+	brokenOff(t, c, ended, "needs the role deployer")
 	if _, err := stays.Write([]byte("hello")); err != nil {
 		t.Fatal(err)
 	}

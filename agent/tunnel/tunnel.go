@@ -118,12 +118,20 @@ func (s *Server) Route(m *nats.Msg) {
 
 func key(user, id string) string { return user + "." + id }
 
-// Recheck breaks off the tunnels of who may not be here any more. It is called when an account JWT came.
+// Recheck breaks off the tunnels of who may not be here any more. It is called when an account JWT came, and when another
+// system, with another policy, may run.
 func (s *Server) Recheck(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range s.tunnels {
-		if err := s.o.Verifier.Still(t.order.Sender, now); err != nil {
+		if t.late {
+			continue
+		}
+		err := s.o.Verifier.Still(t.order.Sender, now)
+		if err == nil && t.to != protocol.TunnelUpload { // which asks for itself, for each folder
+			_, _, err = s.o.Allow(t.to, t.order.Sender.Role)
+		}
+		if err != nil {
 			t.Reset(err.Error())
 		}
 	}
