@@ -66,6 +66,7 @@ type doomed struct {
 	name   string
 	node   *protocol.NodeState // nil where no node of that name is enrolled
 	server *provision.Server   // nil where there is none, or it is to be kept
+	sought bool                // at the provider
 	err    error
 }
 
@@ -118,7 +119,7 @@ func (a *app) destroy(ctx context.Context, names []string, o destroyOptions) err
 		return err
 	}
 	a.deleteServers(ctx, at, all)
-	if err := a.forgetMachines(all); err != nil {
+	if err := a.forgetMachines(p, all); err != nil {
 		return err
 	}
 	return a.destroyed(ctx, all)
@@ -133,8 +134,9 @@ func findServers(ctx context.Context, at provision.Provider, all []*doomed) erro
 	if err != nil {
 		return err
 	}
-	for _, s := range servers {
-		for _, d := range all {
+	for _, d := range all {
+		d.sought = true
+		for _, s := range servers {
 			if d.name == s.Name {
 				d.server = &s
 			}
@@ -219,12 +221,12 @@ func (a *app) deleteServers(ctx context.Context, at provision.Provider, all []*d
 }
 
 // forgetMachines takes what was true of the machines only out of the project.
-func (a *app) forgetMachines(all []*doomed) error {
+func (a *app) forgetMachines(p *project.Project, all []*doomed) error {
 	for _, d := range all {
 		if !d.gone() {
 			continue
 		}
-		if err := provision.ForgetNode(a.own(knownHostsFile), d.name, d.server.Host); err != nil {
+		if err := provision.ForgetNode(a.own(knownHostsFile), d.name, d.address(p.Settings)); err != nil {
 			return err
 		}
 		if err := a.forgetJournal(d.name); err != nil {
@@ -235,9 +237,21 @@ func (a *app) forgetMachines(all []*doomed) error {
 	return err
 }
 
-// gone tells whether the machine was deleted, and not only taken out of the fleet.
+// gone tells whether the machine was deleted, and not only taken out of the fleet: now, or by a run that was ended before it
+// could forget it.
 func (d *doomed) gone() bool {
-	return d.err == nil && d.server != nil && d.server.Provider != provision.SelfHostedName
+	if d.server == nil {
+		return d.sought && d.node == nil
+	}
+	return d.err == nil && d.server.Provider != provision.SelfHostedName
+}
+
+// address is the machine's, as its provider has it, or as the settings do where it is gone.
+func (d *doomed) address(settings project.Settings) string {
+	if d.server != nil {
+		return d.server.Host
+	}
+	return settings.Nodes[d.name].IPv4
 }
 
 // withoutMachines are the settings without what was true of deleted machines only.
@@ -249,10 +263,11 @@ func withoutMachines(after project.Settings, all []*doomed) project.Settings {
 		if !d.gone() {
 			continue
 		}
-		after.Controllers = slices.DeleteFunc(slices.Clone(after.Controllers), func(url string) bool { return isAt(url, d) })
+		address := d.address(after)
+		after.Controllers = slices.DeleteFunc(slices.Clone(after.Controllers), func(url string) bool { return isAt(url, d.name, address) })
 		after.Cluster.ControlNodes = slices.DeleteFunc(after.Cluster.ControlNodes, func(name string) bool { return name == d.name })
 		delete(after.Cluster.ServiceGroups, d.name)
-		if n := after.Nodes[d.name]; n.IPv4 != "" && n.IPv4 == d.server.Host {
+		if n := after.Nodes[d.name]; n.IPv4 != "" && n.IPv4 == address {
 			n.IPv4 = ""
 			after.Nodes[d.name] = n
 		}

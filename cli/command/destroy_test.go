@@ -49,6 +49,18 @@ func TestDestroyOwn(t *testing.T) {
 	if d[0]["name"] != "db1" || d[0]["unregistered"] != false || d[1]["name"] != "web1" || d[1]["provider"] != "self-hosted" || d[1]["deleted"] != false {
 		t.Errorf("documents %v", d)
 	}
+
+	// Of one that is nowhere any more, as after a run that was ended before it could, all is forgotten.
+	s.write("servers.yaml", strings.Replace(ownMachines, "  web1: ", "  web9: ", 1))
+	s.write("nix-infra.yaml", strings.Replace(s.read("nix-infra.yaml"), "controllers:", "nodes: { web1: { ipv4: 192.0.2.1 } }\ncluster: { uuid: c1, control_nodes: [web1, etcd1] }\ncontrollers:", 1))
+	s.must("destroy", "web1", "--batch", "--keep-server")
+	if got := s.read("nix-infra/known_hosts"); got != pins {
+		t.Errorf("its host key is forgotten, though its server was to be kept: %q", got)
+	}
+	s.must("destroy", "web1", "--batch")
+	if pins, settings := s.read("nix-infra/known_hosts"), s.read("nix-infra.yaml"); pins != "" || strings.Contains(settings, "192.0.2.1") || !strings.Contains(settings, "control_nodes: [etcd1]") {
+		t.Errorf("it is still in %q and\n%s", pins, settings)
+	}
 }
 
 func TestDestroyKeepServer(t *testing.T) {

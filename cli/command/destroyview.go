@@ -77,10 +77,10 @@ func (d *doomed) means() string {
 	return d.name + " " + strings.Join(parts, ", and ")
 }
 
-// isAt tells whether the URL of a controller leads to a machine.
-func isAt(controller string, d *doomed) bool {
+// isAt tells whether the URL of a controller leads to a machine, by its name or its address ("": not known).
+func isAt(controller, name, address string) bool {
 	u, err := url.Parse(controller)
-	return err == nil && (u.Hostname() == d.name || d.server != nil && u.Hostname() == d.server.Host)
+	return err == nil && (u.Hostname() == name || address != "" && u.Hostname() == address)
 }
 
 // warnings are what people may not expect of a machine.
@@ -90,7 +90,7 @@ func warnings(p *project.Project, d *doomed) []string {
 	if s != nil && s.Provider != provision.SelfHostedName && !s.Managed {
 		texts = append(texts, fmt.Sprintf("%s was not made by nix-infra for this fleet, as its labels say: it is deleted because you name it", d.name))
 	}
-	if i := slices.IndexFunc(p.Settings.Controllers, func(url string) bool { return isAt(url, d) }); i >= 0 {
+	if i := slices.IndexFunc(p.Settings.Controllers, func(url string) bool { return isAt(url, d.name, d.address(p.Settings)) }); i >= 0 {
 		texts = append(texts, fmt.Sprintf("%s is a controller of this fleet (%s): without one, no node can be reached or deployed to", d.name, p.Settings.Controllers[i]))
 	}
 	if slices.Contains(p.Settings.Cluster.ControlNodes, d.name) {
