@@ -35,7 +35,7 @@ in
     clientAddresses = mkOption {
       type = types.listOf types.str;
       default = [ ];
-      description = "Who may connect, as addresses or networks. Without any, everybody may, who then needs a certificate.";
+      description = "Who may connect, as IPv4 addresses or networks. Without any, everybody may, who then needs a certificate.";
     };
   };
 
@@ -52,7 +52,10 @@ in
       "ip saddr { ${lib.concatStringsSep ", " cfg.clientAddresses} } tcp dport { 2379, 2380 } accept";
     networking.nftables.enable = lib.mkIf (cfg.clientAddresses != [ ]) true;
 
-    services.nix-infra-agent.healthChecks = [ { name = "etcd"; kind = "tcp"; address = "127.0.0.1:4001"; grace = 60; } ];
+    services.nix-infra-agent.healthChecks = [ { name = "etcd"; kind = "unit"; unit = "etcd.service"; grace = 60; } ];
+
+    users.users.etcd = { isSystemUser = true; group = "etcd"; };
+    users.groups.etcd = { };
 
     systemd.services.etcd = {
       description = "etcd";
@@ -88,11 +91,16 @@ in
         Restart = "always";
         RestartSec = 5;
         LimitNOFILE = 65536;
-        DynamicUser = true;
+        # A user that stays: the data may be older than this unit, or on a disk of its own.
+        User = "etcd";
+        Group = "etcd";
         StateDirectory = "etcd";
         StateDirectoryMode = "0700";
         LoadCredential = config.infrastructure.certs.credentials;
         CapabilityBoundingSet = "";
+        NoNewPrivileges = true;
+        ProtectSystem = "strict";
+        PrivateTmp = true;
         ProtectHome = true;
         PrivateDevices = true;
         RestrictAddressFamilies = [ "AF_INET" "AF_INET6" "AF_UNIX" ];

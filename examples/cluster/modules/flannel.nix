@@ -30,7 +30,8 @@ in
   };
 
   config = lib.mkIf cfg.enable {
-    boot.kernelModules = [ "wireguard" ];
+    # br_netfilter: flannel does not start without what it has in /proc/sys.
+    boot.kernelModules = [ "wireguard" "br_netfilter" ];
     environment.systemPackages = [ pkgs.wireguard-tools ];
     networking.firewall.allowedUDPPorts = [ 51820 ];
 
@@ -40,7 +41,7 @@ in
       wants = [ "cluster-certs.service" ];
       after = [ "network.target" "cluster-certs.service" ];
       partOf = [ "cluster-certs.service" ];
-      path = [ pkgs.etcd pkgs.iproute2 ];
+      path = [ pkgs.etcd pkgs.iptables ];
       environment.ETCDCTL_ENDPOINTS = endpoints;
       script = ''
         export ETCDCTL_CACERT=$CREDENTIALS_DIRECTORY/ca ETCDCTL_CERT=$CREDENTIALS_DIRECTORY/cert ETCDCTL_KEY=$CREDENTIALS_DIRECTORY/key

@@ -171,7 +171,7 @@ in
         # It writes where HAProxy reads, and reloads it.
         script = ''
           exec ${pkgs.confd}/bin/confd -confdir ${confd} -backend etcdv3 -watch -interval 10 -log-level warn \
-            ${lib.concatMapStringsSep " " (e: "-node ${e}") endpoints} -scheme https \
+            ${lib.concatMapStringsSep " " (e: "-node ${e}") endpoints} \
             -client-ca-keys "$CREDENTIALS_DIRECTORY/ca" -client-cert "$CREDENTIALS_DIRECTORY/cert" -client-key "$CREDENTIALS_DIRECTORY/key"
         '';
         serviceConfig = {
@@ -195,12 +195,15 @@ in
           ExecStart = "${pkgs.haproxy}/bin/haproxy -Ws -f ${haproxyConfig}";
           ExecReload = [ "${pkgs.haproxy}/bin/haproxy -c -f ${haproxyConfig}" "${pkgs.coreutils}/bin/kill -USR2 $MAINPID" ];
           KillMode = "mixed";
+          SuccessExitStatus = 143; # what the master ends with when it is told to
           Restart = "always";
           RestartSec = 5;
           RuntimeDirectory = "mesh";
           RuntimeDirectoryPreserve = true;
           User = "haproxy";
           Group = "haproxy";
+          AmbientCapabilities = [ "CAP_NET_BIND_SERVICE" ]; # an app may have a port below 1024
+          CapabilityBoundingSet = [ "CAP_NET_BIND_SERVICE" ];
           NoNewPrivileges = true;
           ProtectHome = true;
           ProtectSystem = "strict";

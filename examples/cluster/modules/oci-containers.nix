@@ -57,11 +57,11 @@ let
     };
   });
 
-  unitOf = name: "${cfg.backend}-${name}";
+  unitOf = name: "podman-${name}";
 
   unit = name: c:
     let
-      program = "${pkgs.${cfg.backend}}/bin/${cfg.backend}";
+      program = "${config.virtualisation.podman.package}/bin/podman";
       option = flag: value: lib.optionals (value != null) [ flag value ];
       each = flag: lib.concatMap (value: [ flag value ]);
       words = [ "run" "--rm" "--replace" "--name=${name}" "--cidfile=/run/${unitOf name}.ctr-id" "--cgroups=no-conmon" "--sdnotify=conmon" "-d" "--log-driver=${c.log-driver}" ]
@@ -86,7 +86,6 @@ let
         ${lib.concatStringsSep "\n" c.execHooks.ExecStartPre}
       '';
       script = ''
-        umask 077
         : > "$RUNTIME_DIRECTORY/env"
         ${lib.concatMapStrings (s: ''
           printf '%s=%s\n' ${lib.escapeShellArg s.envVar} "$(cat "$CREDENTIALS_DIRECTORY"/${lib.escapeShellArg s.name})" >> "$RUNTIME_DIRECTORY/env"
@@ -109,11 +108,13 @@ let
 in
 {
   options.infrastructure.oci-containers = {
-    backend = mkOption { type = types.enum [ "podman" "docker" ]; default = "podman"; description = "What runs them."; };
+    backend = mkOption { type = types.enum [ "podman" ]; default = "podman"; description = "What runs them."; };
     containers = mkOption { type = types.attrsOf container; default = { }; description = "The containers of this node, by name."; };
   };
 
   config = lib.mkIf (cfg.containers != { }) {
+    infrastructure.podman.enable = true;
+
     systemd.services = lib.mapAttrs' (name: c: lib.nameValuePair (unitOf name) (unit name c)) cfg.containers;
 
     nix-infra.secrets = lib.mkMerge (lib.concatLists (lib.mapAttrsToList (name: c:

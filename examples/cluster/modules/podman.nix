@@ -1,6 +1,6 @@
 # infrastructure.podman: containers. The registry of the cluster, where there is one, is reached without TLS: over the overlay
 # network, which encrypts.
-{ config, lib, pkgs, ... }:
+{ config, lib, ... }:
 let
   cfg = config.infrastructure.podman;
 in
@@ -23,6 +23,5 @@ in
       defaultNetwork.settings.dns_enabled = true;
     };
     virtualisation.containers.registries.insecure = lib.optional (cfg.dockerRegistryHostPort != null) cfg.dockerRegistryHostPort;
-    environment.systemPackages = [ pkgs.podman ];
   };
 }

@@ -38,7 +38,7 @@ in
         after = [ "network.target" "flannel.service" ];
         serviceConfig = sandbox // {
           StateDirectory = "registry";
-          ExecStart = "${pkgs.docker-distribution}/bin/registry serve ${pkgs.writeText "registry.yml" (builtins.toJSON {
+          ExecStart = "${lib.getExe pkgs.distribution} serve ${pkgs.writeText "registry.yml" (builtins.toJSON {
             version = "0.1";
             storage = { filesystem.rootdirectory = "/var/lib/registry"; delete.enabled = true; };
             http.addr = "${cfg.bindToIp}:${toString cfg.port}";
@@ -50,10 +50,11 @@ in
         description = "binary cache of this machine's Nix store";
         wantedBy = [ "multi-user.target" ];
         wants = [ "flannel.service" ];
+        requires = [ "nix-daemon.socket" ];
         after = [ "network.target" "flannel.service" ];
         script = ''
           export SIGN_KEY_PATHS="$CREDENTIALS_DIRECTORY/${cfg.cacheKeySecretName}"
-          exec ${pkgs.harmonia}/bin/harmonia
+          exec ${lib.getExe pkgs.harmonia}
         '';
         environment.CONFIG_FILE = pkgs.writeText "harmonia.toml" ''bind = "${cfg.bindToIp}:${toString cfg.cachePort}"'';
         serviceConfig = sandbox;

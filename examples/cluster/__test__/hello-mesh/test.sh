@@ -13,7 +13,7 @@ check() {
   assert_soon "what started is" "$key" registered
 }
 
-registered() { nix_infra etcd --target etcd001 get "$key" --keys-only; }
+registered() { nix_infra etcd --target etcd001 "get $key --keys-only"; }
 
 through_mesh() {
   nix_infra port-forward ingress001 18080:127.0.0.1:8080 >/dev/null 2>&1 &
