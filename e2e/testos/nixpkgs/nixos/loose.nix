@@ -7,7 +7,7 @@ let
   anything = names: genAttrs names (_: option types.anything { });
 in
 {
-  options = anything [ "documentation" "fileSystems" "hardware" "i18n" "location" "powerManagement" "programs" "swapDevices" "time" "virtualisation" "xdg" "zramSwap" ] // {
+  options = anything [ "documentation" "fileSystems" "hardware" "i18n" "location" "powerManagement" "programs" "swapDevices" "time" "xdg" "zramSwap" ] // {
     boot = anything [
       "blacklistedKernelModules" "consoleLogLevel" "extraModprobeConfig" "extraModulePackages" "growPartition" "initrd" "isContainer" "kernelModules"
       "kernelParams" "loader" "supportedFilesystems" "tmp" "zfs"
@@ -17,6 +17,13 @@ in
     };
 
     console = option types.anything { };
+
+    virtualisation = anything [ "containers" "docker" "oci-containers" ] // {
+      podman = anything [ "autoPrune" "defaultNetwork" ] // lib.genAttrs [ "enable" "dockerCompat" ] (_: option types.bool false) // {
+        package = option types.package pkgs.podman;
+        extraPackages = option (types.listOf types.package) [ ];
+      };
+    };
 
     nix = anything [ "buildMachines" "daemonCPUSchedPolicy" "distributedBuilds" "gc" "nixPath" "optimise" "registry" "channel" "sshServe" ] // {
       enable = option types.bool true;

@@ -11,11 +11,11 @@
   cacert = { version = "2025"; from = "ca-certificates"; links."etc/ssl/certs/ca-bundle.crt" = "/etc/ssl/certs/ca-certificates.crt"; };
   confd.version = "0.16.0"; # Debian has none: for evaluation
   conmon.version = "2.1.12";
-  coreutils = { version = "9.7"; main = "ls"; };
+  coreutils = { version = "9.7"; main = "ls"; links."bin/kill" = "/usr/bin/kill"; };
   curl.version = "8.14.1";
   diffutils = { version = "3.10"; main = "diff"; };
-  docker-distribution = { version = "2.8.3"; from = "docker-registry"; main = "registry"; };
-  etcd = { version = "3.5.16"; from = "etcd-server"; };
+  distribution = { version = "2.8.3"; from = "docker-registry"; main = "registry"; links."bin/registry" = "/usr/bin/docker-registry"; };
+  etcd = { version = "3.5.16"; from = "etcd-server"; links."bin/etcdctl" = "/usr/bin/etcdctl"; }; # Debian has that in etcd-client
   findutils = { version = "4.10.0"; main = "find"; };
   flannel.version = "0.26.7"; # Debian has none: for evaluation
   gawk = { version = "5.2.1"; from = "mawk"; main = "awk"; links."bin/awk" = "/usr/bin/mawk"; };
@@ -25,8 +25,9 @@
   gnused = { version = "4.9"; from = "sed"; main = "sed"; };
   gnutar = { version = "1.35"; from = "tar"; main = "tar"; };
   gzip.version = "1.13";
-  harmonia.version = "2.1.0"; # Debian has none: for evaluation
+  harmonia = { version = "3.1.0"; main = "harmonia-cache"; }; # Debian has none: for evaluation
   haproxy.version = "3.0.11";
+  iptables = { version = "1.8.11"; links."bin/iptables" = "/usr/sbin/iptables"; };
   iproute2 = { version = "6.15.0"; main = "ip"; };
   iputils = { version = "20240905"; from = "iputils-ping"; main = "ping"; };
   jq.version = "1.7.1";
