@@ -91,7 +91,7 @@ func (d *Server) check(ctx context.Context, in checkInput) (*mcp.Answer[checkRow
 		}
 		steps = append(steps, row.Step)
 		head := name + ": " + row.Step
-		if a.Parts = append(a.Parts, mcp.Part[checkRow]{Head: head, Text: row.text(), Row: row}); log != "" {
+		if a.Parts = append(a.Parts, mcp.Part[checkRow]{Head: head, Text: row.text(), Untrusted: true, Row: row}); log != "" {
 			a.Parts = append(a.Parts, mcp.Part[checkRow]{Head: head, Text: log, Untrusted: true})
 		}
 	}

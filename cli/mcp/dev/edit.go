@@ -90,7 +90,7 @@ func (d *Server) view(in editInput) (*mcp.Answer[fileRow], error) {
 		return nil, fmt.Errorf("start-line %d: the file has %d lines", from, len(lines))
 	}
 	return &mcp.Answer[fileRow]{
-		Summary: fmt.Sprintf("%s has %d lines.", text.Path, len(lines)),
+		Summary: fmt.Sprintf("%s has %d lines.", mcp.Name(text.Path), len(lines)),
 		Parts:   textParts(text, projectfiles.Numbered(lines[min(from-1, len(lines)):to], from)),
 	}, nil
 }
@@ -170,7 +170,7 @@ func changed(did string, before, after *projectfiles.Text) *mcp.Answer[fileRow] 
 	}
 	diff := udiff.Unified("a/"+before.Path, "b/"+after.Path, before.Content, after.Content)
 	return &mcp.Answer[fileRow]{
-		Summary: fmt.Sprintf("%s %s, whose sha256 is %s now.", did, after.Path, after.SHA256),
+		Summary: fmt.Sprintf("%s %s, whose sha256 is %s now.", did, mcp.Name(after.Path), after.SHA256),
 		Parts:   textParts(after, diff),
 	}
 }

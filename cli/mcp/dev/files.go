@@ -106,7 +106,7 @@ func (d *Server) read(names []string) (*mcp.Answer[fileRow], error) {
 				return nil, r.Err
 			}
 			row := fileRow{Path: r.Path, Error: r.Err.Error()}
-			a.Parts = append(a.Parts, mcp.Part[fileRow]{Head: r.Path, Text: row.Error, Row: &row})
+			a.Parts = append(a.Parts, mcp.Part[fileRow]{Head: mcp.Name(r.Path), Text: row.Error, Untrusted: true, Row: &row})
 			continue
 		}
 		read++
@@ -125,7 +125,7 @@ func textParts(t *projectfiles.Text, shown string) []mcp.Part[fileRow] {
 	row := func(text string) fileRow {
 		return fileRow{Path: t.Path, Type: "file", SHA256: t.SHA256, Text: text}
 	}
-	head := t.Path + " (sha256 " + t.SHA256 + ")"
+	head := mcp.Name(t.Path) + " (sha256 " + t.SHA256 + ")"
 	if shown == "" {
 		r := row("")
 		return []mcp.Part[fileRow]{{Head: head, Text: "(empty)", Row: &r}}

@@ -306,7 +306,7 @@ func TestSearch(t *testing.T) {
 			t.Errorf("%.80q: %v", s.Pattern, found)
 		}
 	}
-	if _, more, err := f.Search(t.Context(), projectfiles.Search{Path: "nodes", Pattern: "nginx"}); err != nil || !strings.Contains(more, "nodes/large.nix") || strings.Contains(more, ".creds") {
+	if _, more, err := f.Search(t.Context(), projectfiles.Search{Path: "nodes", Pattern: "nginx"}); err != nil || !strings.Contains(more, "8 files were not looked through") {
 		t.Errorf("that files were passed by: %q %v", more, err)
 	}
 	write(t, filepath.Join(dir, "modules/many.nix"), strings.Repeat("needle "+strings.Repeat("y", 1000)+"\n", projectfiles.MaxMatches+1))

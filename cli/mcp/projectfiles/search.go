@@ -39,7 +39,7 @@ type Match struct {
 }
 
 // Search gives the lines that match, in order, and why there may be more ("" where there are none). What is not open is passed by, and so is
-// what can't be read as text; that is told where a file of the pattern's names was.
+// what can't be read as text; that is told.
 func (f *Folder) Search(ctx context.Context, s Search) (matches []Match, more string, err error) {
 	re, err := s.compile()
 	if err != nil {
@@ -55,14 +55,14 @@ func (f *Folder) Search(ctx context.Context, s Search) (matches []Match, more st
 	bounded, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
 	searched := 0
-	var unread []string
+	unread := 0
 	visit := func(e Entry, p *place) error {
 		if e.Type != "file" || !s.wants(e.Path) {
 			return nil
 		}
 		text, err := p.read(e.Path)
 		if err != nil {
-			unread = append(unread, quote(e.Path))
+			unread++
 			return nil
 		}
 		if searched += len(text.Content); searched > maxSearched {
@@ -95,8 +95,8 @@ func (f *Folder) Search(ctx context.Context, s Search) (matches []Match, more st
 	if bounded.Err() != nil && ctx.Err() == nil {
 		more, err = fmt.Sprintf("after %v the search stopped; look in a smaller folder", searchTime), nil
 	}
-	if more == "" && len(unread) > 0 {
-		more = fmt.Sprintf("%d files were not looked through, because they are large, or no text that is shown: %s", len(unread), strings.Join(unread[:min(len(unread), 5)], ", "))
+	if more == "" && unread > 0 {
+		more = fmt.Sprintf("%d files were not looked through, because they are large, or no text that is shown", unread)
 	}
 	return matches, more, err
 }
