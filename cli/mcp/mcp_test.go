@@ -123,6 +123,57 @@ func TestCursorsAreTheirCallers(t *testing.T) {
 	}
 }
 
+// Answers are kept for a while, and not without a bound: who asks for much loses what they asked for first, and nobody else's.
+func TestCursorsEnd(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	Add(s, Tool{Name: "much", Toolset: "test"}, func(context.Context, *Call, struct{}) (*Answer[line], error) {
+		a := &Answer[line]{Summary: "much"}
+		for range 150 {
+			a.Parts = append(a.Parts, Part[line]{Text: strings.Repeat("x", 16<<10)})
+		}
+		return a, nil
+	})
+	c := connected(t, s, mcp.ProtocolVersion20251125)
+	next := func(inputs map[string]any) (cursor string) {
+		t.Helper()
+		_, data, failed := call(t, c, "much", inputs)
+		if failed {
+			return ""
+		}
+		return data.Next
+	}
+	s.Caller.Name = "modest"
+	modest := next(nil)
+	s.Caller.Name = "greedy"
+	first := next(nil)
+	for range 20 {
+		next(nil)
+	}
+	if next(map[string]any{"cursor": first}) != "" {
+		t.Error("of one who asked for much, all is kept")
+	}
+	size := 0
+	for _, k := range s.pages.kept {
+		size += k.size
+	}
+	if size > maxOfOne+maxAnswer {
+		t.Errorf("%d bytes are kept", size)
+	}
+	s.Caller.Name = "modest"
+	if next(map[string]any{"cursor": modest}) == "" {
+		t.Error("somebody else lost what they asked for")
+	}
+	for _, k := range s.pages.kept {
+		k.until = time.Now().Add(-time.Second)
+	}
+	if next(map[string]any{"cursor": modest}) != "" {
+		t.Error("a cursor is good for ever")
+	}
+	if next(nil); len(s.pages.kept) != 1 {
+		t.Errorf("%d answers are kept, of which one is not over", len(s.pages.kept))
+	}
+}
+
 func TestUntrustedTextCantEndItself(t *testing.T) {
 	s := New(Options{Name: "test", Version: "1"})
 	addLines(s)

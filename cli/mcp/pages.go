@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,8 +19,9 @@ import (
 // thus by little more than twice of it.
 const (
 	maxPage   = 32 << 10
-	maxAnswer = 4 << 20  // of one answer, with all its pages
-	maxKept   = 32 << 20 // of all answers that are kept to go on with
+	maxAnswer = 4 << 20     // of one answer, with all its pages
+	maxKept   = 32 << 20    // of all answers that are kept to go on with
+	maxOfOne  = maxKept / 4 // of those, of one caller
 	keepFor   = 10 * time.Minute
 	maxCursor = 64
 )
@@ -30,7 +32,6 @@ const (
 type pages struct {
 	mu   sync.Mutex
 	kept []*keptAnswer // the oldest first
-	size int
 }
 
 type keptAnswer struct {
@@ -58,12 +59,24 @@ func (p *pages) first(c *Call, a *rendered) (*mcp.CallToolResult, error) {
 	k := &keptAnswer{id: hex.EncodeToString(id), tool: c.tool.Name, caller: c.Caller, until: time.Now().Add(keepFor), size: size, answer: a}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.kept, p.size = append(p.kept, k), p.size+size
-	for p.size > maxKept || time.Now().After(p.kept[0].until) {
-		p.size -= p.kept[0].size
-		p.kept = p.kept[1:]
-	}
+	p.kept = append(p.kept, k)
+	p.forget(time.Now())
 	return a.page(0, end, k.cursor(end)), nil
+}
+
+// forget drops what is over, and of what is too much the oldest: first of a caller who has more than their share.
+func (p *pages) forget(now time.Time) {
+	all, of := 0, map[Caller]int{}
+	var left []*keptAnswer
+	for _, k := range slices.Backward(p.kept) { // the newest first
+		if all, of[k.caller] = all+k.size, of[k.caller]+k.size; all > maxKept || of[k.caller] > maxOfOne || now.After(k.until) {
+			all, of[k.caller] = all-k.size, of[k.caller]-k.size
+			continue
+		}
+		left = append(left, k)
+	}
+	slices.Reverse(left)
+	p.kept = left
 }
 
 func (k *keptAnswer) cursor(at int) string { return k.id + "-" + strconv.Itoa(at) }

@@ -112,6 +112,9 @@ func Clean(s string) string {
 // hidden tells whether a character could do more than be seen: control characters (C0, DEL, C1), the
 // ones that format (text direction, zero width) and line separators.
 func hidden(r rune) bool {
+	if r < 0x7f { // most of what there is
+		return r < 0x20
+	}
 	return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == '\u2028' || r == '\u2029'
 }
 
