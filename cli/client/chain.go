@@ -14,7 +14,7 @@ import (
 // Each writer's records are a chain: a record names the number and the digest of the one before it. Whoever keeps the
 // record, and whoever carries it here, can withhold, and can't change, remove, reorder or repeat anything without its
 // showing, except at the two ends: what retention let go of is gone from the beginning, and what was cut off at the end
-// may not have been there.
+// may not have been there. Of that end, what somebody saw once has to be there ever after (ChainCheck.Seen).
 
 // FindingKind says what is the matter with a chain.
 type FindingKind string
@@ -28,6 +28,7 @@ const (
 	Forked     FindingKind = "forked"     // two different records have one number
 	Foreign    FindingKind = "foreign"    // a record says that somebody else wrote it
 	Damaged    FindingKind = "damaged"    // what is there is no record
+	Gone       FindingKind = "gone"       // a record that was seen before is not there
 )
 
 // Notes: nothing is wrong.
@@ -56,13 +57,22 @@ type Chain struct {
 	Records     int
 	First, Last uint64 // by the writer's numbers, of its last chain
 	Head        string // digest of the last record
+	Number      uint64 // its place in the stream
+}
+
+// Seen is the last record of a writer's chain, as somebody saw it who verified that.
+type Seen struct {
+	Seq    uint64 `json:"seq"`
+	Digest string `json:"digest"`
+	Number uint64 `json:"number"` // its place in the stream
 }
 
 // ChainCheck follows all writers' chains at once, record for record in the stream's order, from First of the stream on.
 // It keeps 8 bytes for each record.
 type ChainCheck struct {
-	First uint64 // of the stream
-	More  int    // faults that were found after the first maxFindings
+	First uint64          // of the stream
+	Seen  map[string]Seen // by writer: what has to be there; what came is taken out, and at the end what retention has let go of
+	More  int             // faults that were found after the first maxFindings
 
 	next     uint64
 	writers  map[string]*writer
@@ -107,6 +117,10 @@ func (c *ChainCheck) Add(r protocol.StoredRecord) {
 		c.writers[who] = w
 	}
 	w.Records++
+	digest := protocol.Digest(r.Data)
+	if c.Seen[who].Digest == digest {
+		delete(c.Seen, who)
+	}
 	record, err := protocol.Decode[protocol.AuditRecord](r.Data)
 	if err != nil || record.Seq == 0 || record.Seq > maxSeq {
 		c.find(Finding{Damaged, who, 0, 0, r.Number, fmt.Sprintf("after record %d there is something that is no record", w.Last)})
@@ -115,7 +129,7 @@ func (c *ChainCheck) Add(r protocol.StoredRecord) {
 	if record.At != name {
 		c.find(Finding{Foreign, who, record.Seq, record.Seq, r.Number, fmt.Sprintf("it says that %.63q wrote it", record.At)})
 	}
-	c.follow(w, &record, protocol.Digest(r.Data), r.Number)
+	c.follow(w, &record, digest, r.Number)
 }
 
 // follow takes a record of a writer.
@@ -142,20 +156,20 @@ func (c *ChainCheck) follow(w *writer, r *protocol.AuditRecord, digest string, n
 			find(Changed, w.Last, w.Last, "record %d continues another one than this", r.Seq)
 		}
 	}
-	w.add(r.Seq, digest)
+	w.add(r.Seq, digest, number)
 }
 
 // maxSeq is more than any writer comes to.
 const maxSeq = 1 << 62
 
 // add goes on with a record that is the newest.
-func (w *writer) add(seq uint64, digest string) {
+func (w *writer) add(seq uint64, digest string, number uint64) {
 	if len(w.runs) == 0 || seq != w.Last+1 {
 		w.runs = append(w.runs, run{first: seq})
 	}
 	last := &w.runs[len(w.runs)-1]
 	last.digests = append(last.digests, short(digest))
-	w.Last, w.Head = seq, digest
+	w.Last, w.Head, w.Number = seq, digest, number
 }
 
 // known is the beginning of the digest of the record that came with a number, 0 where none did.
@@ -189,7 +203,7 @@ func (c *ChainCheck) earlier(w *writer, r *protocol.AuditRecord, digest string, 
 		c.gaps(w)
 		find(Restarted, "the writer began anew; its earlier chain ended with record %d", w.Last)
 		w.runs, w.late, w.First = nil, nil, 1
-		w.add(1, digest)
+		w.add(1, digest, number)
 	case known == 0:
 		if w.late == nil {
 			w.late = map[uint64]uint64{}
@@ -268,6 +282,13 @@ func (c *ChainCheck) End(last uint64) ([]Finding, []Chain) {
 		c.endAgain(w)
 		c.gaps(w)
 		chains = append(chains, w.Chain)
+	}
+	for _, who := range slices.Sorted(maps.Keys(c.Seen)) {
+		if s := c.Seen[who]; s.Number < c.First {
+			delete(c.Seen, who)
+		} else {
+			c.find(Finding{Gone, who, s.Seq, s.Seq, s.Number, "it was there when the record was verified before: the end of the chain was cut off, or is another one"})
+		}
 	}
 	return c.findings, chains
 }

@@ -157,6 +157,36 @@ func TestChainCheck(t *testing.T) {
 			t.Errorf("found %+v", found)
 		}
 	})
+	t.Run("what was seen before", func(t *testing.T) {
+		last := Seen{Seq: 9, Digest: protocol.Digest(a[8].Data), Number: 9}
+		other := written("web1", 1, 9, "eve")
+		for _, c := range []struct {
+			name    string
+			first   uint64
+			records []protocol.StoredRecord
+			gone    bool
+		}{
+			{"is there", 1, a, false},
+			{"is there, and more", 1, written("web1", 1, 12, "bob"), false},
+			{"was cut off", 1, a[:8], true},
+			{"was cut off, and others came", 1, append(slices.Clone(a[:8]), other[8]), true},
+			{"is another record", 1, other, true},
+			{"is not there, nor anything", 1, nil, true},
+			{"is gone by retention", 10, written("web1", 10, 3, "bob"), false},
+			{"is gone by retention, as all", 10, nil, false},
+		} {
+			check := &ChainCheck{First: c.first, Seen: map[string]Seen{"node web1": last}}
+			records := stored(c.first, c.records)
+			for _, r := range records {
+				check.Add(r)
+			}
+			findings, _ := check.End(c.first + uint64(len(records)) - 1)
+			i := slices.IndexFunc(findings, func(f Finding) bool { return f.Kind == Gone })
+			if gone := i >= 0; gone != c.gone || gone && (findings[i].Writer != "node web1" || findings[i].From != 9 || !findings[i].Kind.Fault()) || (len(check.Seen) > 0) != c.gone {
+				t.Errorf("what %s: %+v, left is %v", c.name, findings, check.Seen)
+			}
+		}
+	})
 	t.Run("a flood", func(t *testing.T) {
 		check := &ChainCheck{First: 1}
 		for i := range uint64(maxFindings + 7) {

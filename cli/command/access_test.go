@@ -376,6 +376,33 @@ func TestAuditVerify(t *testing.T) {
 	if out := s.must("audit", "verify"); !strings.Contains(out, "cut  node web1, record 1–3") || !strings.Contains(out, "8 records of 2 writers") {
 		t.Errorf("cut by retention:\n%s", out)
 	}
+
+	// What was seen once and is cut off since shows each time, whatever is written in its place.
+	f.Alter(func(r []protocol.StoredRecord) []protocol.StoredRecord { return r[:len(r)-2] }) // the node's last and the controller's
+	cut := func() {
+		t.Helper()
+		var gone []string
+		for _, d := range documents(t, s.run("audit", "verify", "--json").out) {
+			if d["kind"] == "gone" && d["fault"] == true {
+				gone = append(gone, fmt.Sprint(d["writer"], " ", d["from"]))
+			}
+		}
+		if fmt.Sprint(gone) != "[controller ctl 4 node web1 8]" {
+			t.Errorf("cut off are %q", gone)
+		}
+	}
+	cut()
+	s.expect(SomeFailed, "2 faults", "audit", "verify")
+	f.Write(protocol.UpSubject("web1", protocol.UpAudit), protocol.Encode(protocol.AuditRecord{Version: 1, Seq: 8, At: "web1", Outcome: "ok"}))
+	cut()
+	if err := os.Remove(s.path("nix-infra/audit.json")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if out := s.run("audit", "verify").out; strings.Contains(out, "gone") {
+			t.Errorf("once that is known:\n%s", out)
+		}
+	}
 }
 
 // Two that change the record at once, as CI and a person do, lose nothing of each other's, and the fleet ends up with the

@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -181,9 +182,10 @@ of the one before it. All that the stream has is read and checked here, without 
 record that was removed, changed, put elsewhere or repeated is named, and the exit status is 1.
 
 Not a fault: the oldest records go when the stream is full, a machine that was set up anew begins another chain, and one
-that was killed may send its newest records again. What can't be seen from here is whether the newest records of a writer
-were cut off: its last number and digest are printed to be compared with what the machine itself has (on a node:
-journalctl NIX_INFRA_AUDIT=NUMBER).`,
+that was killed may send its newest records again. How far each chain went is kept in nix-infra/audit.json, so that the
+next run finds out if it was cut off since. What was cut off before anybody verified it can't be seen from here: a chain's
+last number and digest are printed, to be compared with what the machine itself has (on a node: journalctl
+NIX_INFRA_AUDIT=NUMBER).`,
 		Example: `  nix-infra audit verify
   nix-infra audit verify --json | jq 'select(.fault)'`,
 		Args: cobra.NoArgs,
@@ -197,7 +199,11 @@ func (a *app) auditVerify(ctx context.Context) error {
 		return err
 	}
 	defer s.Close()
-	check := &client.ChainCheck{}
+	before, err := a.readSeen()
+	if err != nil {
+		return err
+	}
+	check := &client.ChainCheck{Seen: before.Seen}
 	records, last, err := s.VerifyAudit(ctx, check)
 	if err != nil {
 		return err
@@ -234,11 +240,48 @@ func (a *app) auditVerify(ctx context.Context) error {
 	} else {
 		a.out.Table([]string{"WRITER", "RECORDS", "NUMBERS", "LAST DIGEST"}, rows)
 	}
+	if err := a.keepSeen(check, chains); err != nil {
+		a.note("how far the record went is not kept, and the next run can't tell if it was cut off: %v", err)
+	}
 	if faults > 0 {
 		return &outcome{SomeFailed, fmt.Errorf("the record was changed or is not whole: %s in %s", plural(faults, "fault"), plural(records, "record"))}
 	}
 	a.say("%s of %s: nothing was changed, removed or repeated\n", plural(records, "record"), plural(len(chains), "writer"))
 	return nil
+}
+
+// seenFile, beside fleet.json, is how far the writers' chains went when they were verified last.
+const seenFile = "audit.json"
+
+type seenRecord struct {
+	Version int                    `json:"v"`
+	Seen    map[string]client.Seen `json:"seen"` // by writer, such as "node web1"
+}
+
+func (a *app) readSeen() (*seenRecord, error) {
+	r := &seenRecord{Version: protocol.Version}
+	return r, a.readRecord(seenFile, r, &r.Version)
+}
+
+// keepSeen keeps how far the chains went. What is gone stays, so that each run says so; what the stream's retention has let
+// go of does not.
+func (a *app) keepSeen(check *client.ChainCheck, chains []client.Chain) error {
+	return a.alone(func() error {
+		r, err := a.readSeen()
+		if err != nil {
+			return err
+		}
+		maps.DeleteFunc(r.Seen, func(_ string, s client.Seen) bool { return s.Number < check.First })
+		if r.Seen == nil {
+			r.Seen = map[string]client.Seen{}
+		}
+		for _, c := range chains {
+			if _, gone := check.Seen[c.Writer]; !gone && c.Last > 0 && c.Number >= r.Seen[c.Writer].Number {
+				r.Seen[c.Writer] = client.Seen{Seq: c.Last, Digest: c.Head, Number: c.Number}
+			}
+		}
+		return a.writeRecord(seenFile, r)
+	})
 }
 
 // span is numbers from one to another.
