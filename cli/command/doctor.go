@@ -12,6 +12,7 @@ import (
 
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/ui"
+	"github.com/nix-infra/nix-infra/cli/vault"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -150,8 +151,12 @@ func (d *doctor) openFleet(ctx context.Context) {
 		return
 	}
 	me, err := d.identity()
-	if err != nil {
+	switch {
+	case errors.Is(err, vault.ErrNoPassword) || errors.Is(err, vault.ErrNoKey):
 		d.add(notSeen, "controller and nodes", "credentials", "", "nobody can be asked without credentials: %w", err)
+		return
+	case err != nil:
+		d.add(problem, "credentials", "credentials", "", "nobody can be asked with them: %w", err)
 		return
 	}
 	d.me = me

@@ -114,12 +114,16 @@ func TestDoctorProject(t *testing.T) {
 	s.write("nodes/web2.nix", "[%%secrets/old.token%%]\n")
 	s.write("secrets/old.token", "cGxhaW4K\n")
 	s.write("ssh/other", "private\n")
+	s.write("nodes/Web_3.nix", "{ }\n")
+	s.write("servers.yaml", "servers:\n  web1: { ip: 192.0.2.7, ssh_key: ssh/other }\n  web2: { ip: 192.0.2.7, ssh_key: ssh/gone }\n")
 	s.write("nix-infra/known_hosts", "old@nix-infra ssh-ed25519 AAAA\ngone@nix-infra ssh-ed25519 AAAA\n192.0.2.9 ssh-ed25519 AAAA\n")
 	if err := os.Remove(s.path("ssh", "nixinfra")); err != nil {
 		t.Fatal(err)
 	}
 	has(t, s.symptoms(SomeFailed, "web1", "web2"),
 		"problem project web1 placeholders: nodes/web1.nix:1: unknown placeholder [%%nope%%]",
+		`warning project nodes/Web_3.nix names: no node can have it: "Web_3" is not a valid name`,
+		"warning project servers.yaml:3 ssh-key: the SSH key by which web2 is brought in is not here: DIR/ssh/gone",
 		"problem project DIR/.env permissions: others on this machine can read it (its mode is 0644)",
 		"problem project DIR/ssh/other permissions: others on this machine can read it",
 		"warning project DIR/ssh/nixinfra ssh-key: the SSH key",
@@ -266,8 +270,12 @@ func TestDoctorLeavesOut(t *testing.T) {
 	has(t, s.symptoms(OK, "--batch"),
 		"left-out project controller and nodes credentials: nobody can be asked without credentials: ",
 		"left-out project nodes/ placeholders: the addresses of nodes")
+	s.env["SECRETS_PASS"] = "wrong"
+	has(t, s.symptoms(SomeFailed),
+		"problem project credentials credentials: nobody can be asked with them: the password does not open",
+		"left-out project nodes/ placeholders: the addresses of nodes")
 	s.env["SECRETS_PASS"] = password
-	s.write("nodes/web1.nix", "[%%localhost.ipv4%%] [%%nope%%]\n")
+	s.write("nodes/web1.nix", "[%%localhost.ipv4%%] [%%web2.overlayIp%%] [%%nope%%]\n")
 	s.write("nix-infra/known_hosts", provision.NodeAlias("web1")+" ssh-ed25519 AAAA\n")
 	f.Stop()
 	has(t, s.symptoms(SomeFailed, "web1"),
@@ -280,6 +288,9 @@ func TestDoctorLeavesOut(t *testing.T) {
 	found := empty.symptoms(SomeFailed)
 	if len(found) == 0 || !strings.HasPrefix(found[0], "problem project DIR settings: it is not a project folder yet") {
 		t.Errorf("%q", found)
+	}
+	if want := "problem project any-node placeholders: configuration.nix is missing"; !slices.ContainsFunc(found, func(f string) bool { return strings.HasPrefix(f, want) }) {
+		t.Errorf("nothing begins with %q in %q", want, found)
 	}
 	if left, err := os.ReadDir(empty.dir); err != nil || len(left) != 0 {
 		t.Errorf("it left something behind: %v, %v", left, err)

@@ -32,7 +32,9 @@ func (d *doctor) checkProject(ctx context.Context) {
 		d.add(fine, project.ServersFile, "servers", "", "%s", plural(len(servers), "machine"))
 	}
 	d.checkTrees()
+	d.checkNames()
 	d.checkPermissions()
+	d.checkMachinesKeys()
 	d.checkGit(ctx)
 	d.checkSecrets()
 	d.checkLock()
@@ -44,15 +46,19 @@ func (d *doctor) checkTrees() {
 	t := &trees{project: d.project, secrets: d.secretStore(d.project), known: nodeFacts(d.every), control: d.project.ControlNodes()}
 	unknown := d.session == nil
 	for i := range t.known {
-		if t.known[i].IPv4 == "" && unknown {
-			t.known[i].IPv4 = nobody
+		if k := &t.known[i]; unknown {
+			k.IPv4, k.OverlayIP = first(k.IPv4, nobody), first(k.OverlayIP, nobody)
 		}
 	}
 	if unknown && len(t.known) > 0 {
 		d.add(notSeen, "nodes/", "placeholders", "", "the addresses of nodes that no file of the project has: they are the controller's to tell")
 	}
 	warned := map[string]bool{}
-	for _, n := range d.nodes {
+	nodes := d.nodes
+	if len(d.every) == 0 { // what each of them would get is there all the same
+		nodes = []protocol.NodeState{{NodeRecord: protocol.NodeRecord{Name: "any-node"}}}
+	}
+	for _, n := range nodes {
 		r := t.request(n.Name)
 		r.TrustedKeys = func() ([]string, error) { return nil, nil } // they may need the password
 		tree, err := d.project.Tree(r)
@@ -68,6 +74,33 @@ func (d *doctor) checkTrees() {
 				warned[w] = true
 				d.add(warning, n.Name, "placeholders", "", "%s", w)
 			}
+		}
+	}
+}
+
+// checkNames looks for files in nodes/ that are no node's, by their names: nothing would ever take them.
+func (d *doctor) checkNames() {
+	found, _ := filepath.Glob(filepath.Join(d.dir, "nodes", "*.nix"))
+	for _, path := range found {
+		name := strings.TrimSuffix(filepath.Base(path), ".nix")
+		if err := project.ValidNodeName(name); err != nil {
+			d.add(warning, "nodes/"+name+".nix", "names", "rename it", "no node can have it: %w", err)
+		}
+	}
+}
+
+// checkMachinesKeys looks for the keys by which servers.yaml says that machines are reached.
+func (d *doctor) checkMachinesKeys() {
+	servers, _ := d.project.Servers()
+	missing := map[string]bool{}
+	for _, s := range servers {
+		path := s.SSHKey
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(d.dir, path)
+		}
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !missing[path] {
+			missing[path] = true
+			d.add(warning, fmt.Sprintf("%s:%d", project.ServersFile, s.Line), "ssh-key", "restore it, or correct ssh_key", "the SSH key by which %s is brought in is not here: %s", s.Name, path)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,9 @@ and converts others.`,
   nix-infra init-machine --target="node001 node002" --nixos-version=25.11 --node-module=node_types/standalone_machine.nix`,
 		RunE: func(c *cobra.Command, args []string) error {
 			o.names = append(args, nodeList(strings.Join(targets, " "))...)
+			if len(o.names) == 0 {
+				return errors.New("which machines? Name them (nix-infra init-machine web1 web2)")
+			}
 			o.method = string(project.MethodNone)
 			return a.provision(c.Context(), o)
 		},

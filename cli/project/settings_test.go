@@ -52,17 +52,18 @@ ssh_key: id_home
 
 func TestSettingsMistakes(t *testing.T) {
 	for text, want := range map[string][]string{
-		"":                                 {"nix-infra.yaml:1: fleet: missing"},
-		"controllers: []":                  {"nix-infra.yaml:1: fleet: missing"},
-		"\nfleet: My Fleet":                {`nix-infra.yaml:2: fleet: "My Fleet" is not a valid name`},
-		"fleet: f\nfleets: g":              {`nix-infra.yaml:2: unknown key "fleets"`},
-		"fleet: f\nagent: { module: us }":  {`nix-infra.yaml:2: agent.module: "us"; use inject`},
-		"fleet: f\nfleet: g":               {"nix-infra.yaml:2: "},
-		"fleet: f\n\tx: g":                 {"nix-infra.yaml:2: "},
-		"fleet: [a]":                       {"nix-infra.yaml:1: "},
-		"- a":                              {"nix-infra.yaml:1: cannot unmarshal !!seq, which does not belong here"},
+		"":                                {"nix-infra.yaml:1: fleet: missing"},
+		"controllers: []":                 {"nix-infra.yaml:1: fleet: missing"},
+		"\nfleet: My Fleet":               {`nix-infra.yaml:2: fleet: "My Fleet" is not a valid name`},
+		"fleet: f\nfleets: g":             {`nix-infra.yaml:2: unknown key "fleets"`},
+		"fleet: f\nagent: { module: us }": {`nix-infra.yaml:2: agent.module: "us"; use inject`},
+		"fleet: f\nfleet: g":              {"nix-infra.yaml:2: "},
+		"fleet: f\n\tx: g":                {"nix-infra.yaml:2: "},
+		"fleet: [a]":                      {"nix-infra.yaml:1: a list stands where text is expected"},
+		"fleet: f\ndefaults: { close_ssh: maybe }": {"nix-infra.yaml:2: maybe stands where true or false is expected"},
+		"- a":                              {"nix-infra.yaml:1: a list stands where name: value is expected"},
 		"fleet: f\n---\nfleet: g":          {"more than one document"},
-		"fleet: f\ncontrollers: tls://h:1": {"nix-infra.yaml:2: "},
+		"fleet: f\ncontrollers: tls://h:1": {"nix-infra.yaml:2: tls://h:1 stands where a list is expected"},
 		"fleet: f\ncontrollers:\n- tls://h:1\n- nats://h:1\n- tls://h:1": {
 			`nix-infra.yaml:4: controllers.1: controller URL "nats://h:1"`, "nix-infra.yaml:5: controllers.2: tls://h:1 is listed twice"},
 		"fleet: f\ndefaults:\n  arch: amd64\n  nixos_version: '2\"5'\n  node_module: ../x.nix\nssh_key: a/b": {
@@ -159,6 +160,8 @@ other: 1
 		"":                  {"servers.yaml:1: the key servers is missing"},
 		"machines: {}":      {"servers.yaml:1: the key servers is missing"},
 		"servers: [a]":      {"servers.yaml:1: servers: expected machines by name"},
+		"- a":               {"servers.yaml:1: a list stands where name: value is expected"},
+		"hello":             {"servers.yaml:1: hello stands where name: value is expected"},
 		"servers:\n  a: 1":  {"servers.yaml:2: a: expected ip or provider"},
 		"servers:\n  a: {}": {"servers.yaml:2: a: ip is missing", "servers.yaml:2: a: ssh_key is missing"},
 		"servers: {\n":      {"servers.yaml:"},
@@ -175,7 +178,7 @@ other: 1
 		"servers:\n  a: { ip: h, ssh_key: k }\n\tb: 1":                                                        {"servers.yaml:"},
 		"servers:\n  a:\n  b: { ip: h, ssh_key: k }":                                                          {":2: a: "},
 		"servers:\n  a: { ip: h, ssh_key: k, metadata: [x], description: [y] }":                               {":2: ", ":2: "},
-		"servers:\n  a:\n    ip: [1]\n    ssh_key: k\n    metadata: 3":                                        {"servers.yaml:3: ", "servers.yaml:5: "},
+		"servers:\n  a:\n    ip: [1]\n    ssh_key: k\n    metadata: 3":                                        {"servers.yaml:3: a list stands where text is expected", "servers.yaml:5: 3 stands where name: value is expected"},
 	} {
 		_, err := parseServers([]byte(text))
 		failsWith(t, err, want...)

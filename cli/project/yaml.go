@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -12,7 +13,7 @@ import (
 var (
 	lineForm    = regexp.MustCompile(`(?s)^(?:yaml: )?line (\d+): (.*)$`)
 	unknownForm = regexp.MustCompile(`^field (\S+) not found in type `)
-	typeForm    = regexp.MustCompile(` into project\.\w+$`)
+	shapeForm   = regexp.MustCompile("(?s)^cannot unmarshal !!(\\w+)(?: `(.*)`)? into (.*)$")
 )
 
 // yamlError puts a decoder's errors into this project's form, file:line: text, one line each.
@@ -30,9 +31,37 @@ func yamlError(file string, err error) error {
 		if parts := unknownForm.FindStringSubmatch(text); parts != nil {
 			text = fmt.Sprintf("unknown key %q", parts[1])
 		}
-		errs = append(errs, fmt.Errorf("%s: %s", where, typeForm.ReplaceAllString(text, ", which does not belong here")))
+		if parts := shapeForm.FindStringSubmatch(text); parts != nil {
+			text = wrongShape(parts[1], parts[2], parts[3])
+		}
+		errs = append(errs, fmt.Errorf("%s: %s", where, text))
 	}
 	return errors.Join(errs...)
+}
+
+// wrongShape says that a value is of another kind than its place takes: tag is YAML's word for it, goType Go's for the place.
+func wrongShape(tag, value, goType string) string {
+	got := show(value)
+	switch {
+	case tag == "seq":
+		got = "a list"
+	case tag == "map":
+		got = "name: value"
+	case value == "":
+		got = "nothing"
+	}
+	want := "name: value"
+	switch {
+	case goType == "string":
+		want = "text"
+	case goType == "bool":
+		want = "true or false"
+	case strings.HasPrefix(goType, "int"):
+		want = "a whole number"
+	case strings.HasPrefix(goType, "[]"):
+		want = "a list"
+	}
+	return fmt.Sprintf("%s stands where %s is expected", got, want)
 }
 
 // lineOf finds the line of the deepest part of path that the document has.
