@@ -1,11 +1,10 @@
 package agent
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 
+	"github.com/nix-infra/nix-infra/agent/heartbeat"
 	"github.com/nix-infra/nix-infra/agent/policy"
 	"github.com/nix-infra/nix-infra/agent/tunnel"
 	"github.com/nix-infra/nix-infra/agent/upload"
@@ -60,32 +59,18 @@ func addresses(all []net.Addr) (own []netip.Addr) {
 	return own
 }
 
-// overlayPrefix begins the name of the interface that flannel makes for its overlay network.
-const overlayPrefix = "flannel"
-
 // overOverlay puts the node's own address in the overlay network in the place of protocol.OverlayHost.
 func overOverlay(to string) (string, error) {
 	host, port, err := net.SplitHostPort(to)
 	if err != nil || host != protocol.OverlayHost {
 		return to, nil
 	}
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return "", fmt.Errorf("the node's interfaces can't be read: %w", err)
+	ip, err := heartbeat.OverlayIP()
+	switch {
+	case err != nil:
+		return "", err
+	case ip == "":
+		return "", protocol.Refuse(protocol.Invalid, "the node is on no overlay network: it has no interface %s… with an address", heartbeat.OverlayInterface)
 	}
-	for _, i := range interfaces {
-		if !strings.HasPrefix(i.Name, overlayPrefix) {
-			continue
-		}
-		all, err := i.Addrs()
-		if err != nil {
-			return "", fmt.Errorf("the addresses of %s can't be read: %w", i.Name, err)
-		}
-		for _, ip := range addresses(all) {
-			if ip.Is4() {
-				return net.JoinHostPort(ip.String(), port), nil
-			}
-		}
-	}
-	return "", protocol.Refuse(protocol.Invalid, "the node is on no overlay network: it has no interface %s… with an address", overlayPrefix)
+	return net.JoinHostPort(ip, port), nil
 }

@@ -113,6 +113,7 @@ type Beat struct {
 	NixOS        string   `json:"nixos,omitempty"`  // nixos-version of the running closure
 	System       string   `json:"system,omitempty"` // such as x86_64-linux
 	IPv4         string   `json:"ipv4,omitempty"`
+	OverlayIP    string   `json:"overlay_ip,omitempty"` // its IPv4 address in the overlay network of its cluster
 	BootID       string   `json:"boot_id,omitempty"`
 	Agent        string   `json:"agent,omitempty"`   // version of the agent
 	Account      int64    `json:"account,omitempty"` // Unix seconds at which the account JWT that it knows was issued

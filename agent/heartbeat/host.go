@@ -55,6 +55,7 @@ func (h *Host) Facts(context.Context) protocol.Beat {
 			b.Degraded = degraded[:min(len(degraded), maxUnits)]
 		}
 	}
+	b.OverlayIP, _ = OverlayIP()
 	b.Vitals = h.vitals()
 	return b
 }

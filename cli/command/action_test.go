@@ -89,7 +89,7 @@ func TestAction(t *testing.T) {
 	db1, db2 := f.Add("db1", "db"), f.Add("db2", "db")
 	actor(t, f, db1, shows)
 	actor(t, f, db2, shows)
-	f.Change("db2", func(n *protocol.NodeState) { n.IPv4 = "192.0.2.8" })
+	f.Change("db2", func(n *protocol.NodeState) { n.IPv4, n.Beat.OverlayIP = "192.0.2.8", "10.10.2.0" })
 	for _, c := range []struct {
 		args []string
 		want string
@@ -99,7 +99,7 @@ func TestAction(t *testing.T) {
 		{[]string{"db1", "--app-module", "mongodb", "--", "status", "a;b"}, `["status" "a;b"] map[]`},
 		{[]string{"--target=db1", "--app-module=mongodb", "--cmd=init", "--env-vars=A=1,B=x=y==, C=it's \"$(x)\"", "--env-vars", "D=4"}, `["init"] map[A:1 B:x=y== C:it's "$(x)" D:4]`},
 		{[]string{"db1", "--app-module=mongodb", "--cmd=init", "--env-var", "A=1,2=3", "--env-var", "FROM_HERE"}, `["init"] map[A:1,2=3 FROM_HERE:of the environment]`},
-		{[]string{"db1", "--app-module=mongodb", "--cmd=init", "--env-vars=A=[%%localhost.hostname%%]/[%%localhost.ipv4%%]/[%%db2.ipv4%%]"}, `["init"] map[A:db1/192.0.2.7/192.0.2.8]`},
+		{[]string{"db1", "--app-module=mongodb", "--cmd=init", "--env-vars=A=[%%localhost.hostname%%]/[%%localhost.ipv4%%]/[%%db2.ipv4%%]/[%%db2.overlayIp%%]"}, `["init"] map[A:db1/192.0.2.7/192.0.2.8/10.10.2.0]`},
 	} {
 		s.env["FROM_HERE"] = "of the environment"
 		if r := s.run(append([]string{"action"}, c.args...)...); r.status != OK || r.out != c.want+"\n" || r.stderr != "to stderr\n" {
@@ -125,7 +125,7 @@ func TestAction(t *testing.T) {
 		"NOT_HERE: it is not set":                 {"--app-module=mongodb", "--cmd=x", "--env-var=NOT_HERE"},
 		"a shell would":                           {"--app-module=mongodb", "--cmd=x $(id)"},
 		"no node db9 is known":                    {"--app-module=mongodb", "--cmd=x", "--env-vars=A=[%%db9.ipv4%%]"},
-		"the overlay address of db1":              {"--app-module=mongodb", "--cmd=x", "--env-vars=A=[%%localhost.overlayIp%%]"},
+		"the overlay address of db1 is not known": {"--app-module=mongodb", "--cmd=x", "--env-vars=A=[%%localhost.overlayIp%%]"},
 		"no secret gone; nix-infra secrets":       {"--app-module=mongodb", "--cmd=x", "--env-var=A=[%%secrets/gone%%]"},
 		"--timeout 25h0m0s":                       {"--app-module=mongodb", "--cmd=x", "--timeout=25h"},
 		"can't be the name of a secret":           {"--app-module=mongodb", "--cmd=x", "--save-as-secret=../x"},

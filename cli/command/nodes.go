@@ -136,6 +136,7 @@ func eachFact(d nodeDocument, each func(name, value string)) {
 	}
 	row("tags", strings.Join(d.Tags, " "))
 	row("ipv4", d.IPv4)
+	row("overlay ip", d.OverlayIP)
 	row("system", d.System)
 	row("nixos", d.NixOS)
 	row("kernel", d.Kernel)

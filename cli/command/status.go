@@ -34,6 +34,7 @@ type nodeDocument struct {
 	RebootNeeded      bool             `json:"reboot_needed"`
 	Tags              []string         `json:"tags"`
 	IPv4              string           `json:"ipv4"`
+	OverlayIP         string           `json:"overlay_ip"`
 	System            string           `json:"system"`
 	NixOS             string           `json:"nixos"`
 	Kernel            string           `json:"kernel"`
@@ -59,6 +60,7 @@ func documentOf(n *protocol.NodeState) nodeDocument {
 		d.Generation, d.Closure, d.Deployment, d.Serial, d.Phase, d.Reason = b.Generation, b.Closure, b.Deployment, b.Serial, b.Phase, b.Reason
 		d.FailedUnits, d.RebootNeeded, d.NixOS, d.Kernel, d.Agent, d.BootID = list(b.FailedUnits), b.RebootNeeded, b.NixOS, b.Kernel, b.Agent, b.BootID
 		d.System, d.IPv4, d.Vitals = first(b.System, d.System), first(d.IPv4, b.IPv4), &b.Vitals
+		d.OverlayIP = b.OverlayIP
 	}
 	return d
 }

@@ -88,7 +88,7 @@ func nodeFacts(all []protocol.NodeState) []project.NodeFacts {
 	known := make([]project.NodeFacts, len(all))
 	for i := range all {
 		d := documentOf(&all[i])
-		known[i] = project.NodeFacts{Name: d.Node, IPv4: d.IPv4, Arch: d.System}
+		known[i] = project.NodeFacts{Name: d.Node, IPv4: d.IPv4, OverlayIP: d.OverlayIP, Arch: d.System}
 	}
 	return known
 }

@@ -21,6 +21,10 @@ func TestFill(t *testing.T) {
 	if want := "node001@192.0.2.2,10.10.3.0:" + secrets["db.password"] + " $x"; err != nil || got != want {
 		t.Errorf("%q, %v; want %q", got, err, want)
 	}
+	p.Settings.Nodes = map[string]NodeSettings{"db1": {OverlayIP: "10.10.9.0"}} // what the owner wrote counts more
+	if got, err := p.Fill(r, "[%%db1.overlayIp%%]", nil); err != nil || got != "10.10.9.0" {
+		t.Errorf("%q, %v", got, err)
+	}
 	if got, err := p.Fill(r, "as it is", nil); err != nil || got != "as it is" {
 		t.Errorf("%q, %v", got, err)
 	}

@@ -63,8 +63,9 @@ type NodeSettings struct {
 	NodeModule   string   `yaml:"node_module,omitempty"`
 	Arch         string   `yaml:"arch,omitempty"`
 	Tags         []string `yaml:"tags,omitempty,flow"`
-	IPv4         string   `yaml:"ipv4,omitempty"` // its public address, for the placeholders
-	SSH          string   `yaml:"ssh,omitempty"`  // [user@]host[:port], where SSH reaches it otherwise than its provider says
+	IPv4         string   `yaml:"ipv4,omitempty"`       // its public address, for the placeholders
+	OverlayIP    string   `yaml:"overlay_ip,omitempty"` // its address in the overlay network of its cluster, where its agent does not tell it
+	SSH          string   `yaml:"ssh,omitempty"`        // [user@]host[:port], where SSH reaches it otherwise than its provider says
 	CloseSSH     *bool    `yaml:"close_ssh,omitempty"`
 	TestDir      string   `yaml:"test_dir,omitempty"` // folder of the test that it is under: see TreeRequest.TestDir
 }
@@ -92,7 +93,7 @@ const header = `# The settings of this nix-infra project.
 #                 machine_type, image, placement_group, networks, firewalls, labels, method (infect,
 #                 nixos-anywhere or none), infect (commit and sha256 of the conversion script), jump (hosts that
 #                 SSH goes through)
-#   nodes         by name, what differs from the defaults, and: tags, ipv4, ssh ([user@]host[:port])
+#   nodes         by name, what differs from the defaults, and: tags, ipv4, overlay_ip, ssh ([user@]host[:port])
 `
 
 func readSettings(dir string) (Settings, error) {
@@ -210,6 +211,7 @@ func (s Settings) mistakes() []mistake {
 		add(validArch(n.Arch), "nodes", name, "arch")
 		add((&protocol.TagsRequest{Tags: n.Tags}).Validate(), "nodes", name, "tags")
 		add(validIPv4(n.IPv4), "nodes", name, "ipv4")
+		add(validIPv4(n.OverlayIP), "nodes", name, "overlay_ip")
 		add(validTestDir(n.TestDir), "nodes", name, "test_dir")
 		add(validSSHAddress(n.SSH), "nodes", name, "ssh")
 	}

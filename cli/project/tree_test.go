@@ -172,7 +172,7 @@ func TestTreeErrors(t *testing.T) {
 		"unknown node":      {map[string]string{"nodes/n1.nix": "[%%db9.ipv4%%]"}, TreeRequest{}, []string{"no node db9 is known; the nodes: n1, n2"}},
 		"near node":         {map[string]string{"nodes/n1.nix": "[%%n3.overlayIp%%]"}, TreeRequest{}, []string{"no node n3 is known; did you mean n1?"}},
 		"no address":        {map[string]string{"nodes/n1.nix": "[%%n2.ipv4%%]"}, TreeRequest{}, []string{"the IPv4 address of n2 is not known"}},
-		"no overlay":        {map[string]string{"nodes/n1.nix": "[%%localhost.overlayIp%%]"}, TreeRequest{}, []string{"the overlay address of n1 is not known"}},
+		"no overlay":        {map[string]string{"nodes/n1.nix": "[%%localhost.overlayIp%%]"}, TreeRequest{}, []string{"the overlay address of n1 is not known: its agent tells it once"}},
 		"bad address":       {map[string]string{"nodes/n1.nix": "[%%n2.ipv4%%]"}, TreeRequest{Nodes: []NodeFacts{{Name: "n2", IPv4: `1"; x = "`}}}, []string{"is no IPv4 address"}},
 		"no version":        {map[string]string{"flake.nix": "[%%nixVersion%%]"}, TreeRequest{}, []string{"no NixOS version is known"}},
 		"no ssh key":        {map[string]string{"configuration.nix": "[%%sshKey%%]"}, TreeRequest{}, []string{"ssh/nixinfra.pub is missing"}},

@@ -91,7 +91,7 @@ func (c *composer) lookup(name string) (NodeFacts, bool) {
 	}
 	if n, ok := c.project.Settings.Nodes[name]; ok {
 		known = true
-		all.IPv4 = firstOf(n.IPv4, all.IPv4)
+		all.IPv4, all.OverlayIP = firstOf(n.IPv4, all.IPv4), firstOf(n.OverlayIP, all.OverlayIP)
 	}
 	return all, known
 }
@@ -124,7 +124,8 @@ func (c *composer) ipv4(node string) (string, error) {
 func (c *composer) overlayIP(node string) (string, error) {
 	about, _ := c.lookup(node)
 	if about.OverlayIP == "" {
-		return "", fmt.Errorf("the overlay address of %s is not known; it has one once it runs in the overlay of a cluster", show(node))
+		return "", fmt.Errorf("the overlay address of %s is not known: its agent tells it once the node is in the overlay network of its cluster; until then, leave out what needs it, or set nodes.%s.overlay_ip in %s",
+			show(node), show(node), SettingsFile)
 	}
 	return about.OverlayIP, validIPv4(about.OverlayIP)
 }
