@@ -157,6 +157,45 @@ func TestJoin(t *testing.T) {
 	})
 }
 
+// Of machines that come with one token at the same moment, one is kept, and the operator is told that there were others.
+func TestJoinRace(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	token := r.made("web1", time.Now().Add(time.Hour))
+	machines := make([]*newcomer, 8)
+	for i := range machines {
+		machines[i] = r.comes(token)
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, len(machines))
+	for i, n := range machines {
+		wg.Go(func() { _, errs[i] = n.ask(t) })
+	}
+	wg.Wait()
+	first := -1
+	for i, err := range errs {
+		switch {
+		case err == nil && first < 0:
+			first = i
+		case !errors.Is(err, &protocol.Refusal{Code: protocol.Conflict}):
+			t.Errorf("machine %d, when %d was taken: %v", i, first, err)
+		}
+	}
+	if first < 0 {
+		t.Fatal("none was taken")
+	}
+	list := asked[protocol.JoiningList](t, r.person("anna", protocol.Admin), protocol.ListJoinings, protocol.Page{})
+	kept := value[protocol.EnrolRequest](t)(protocol.Decode[protocol.EnrolRequest](list.Joinings[0].Request.Request))
+	if len(list.Joinings) != 1 || kept.Key != machines[first].Key || list.Joinings[0].Rival == "" {
+		t.Errorf("machine %d was taken, and kept is %+v", first, list.Joinings)
+	}
+	for i, n := range machines {
+		if _, err := n.ask(t); (err == nil) != (i == first) {
+			t.Errorf("machine %d asks again: %v", i, err)
+		}
+	}
+}
+
 func TestJoinRefused(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)

@@ -2,8 +2,11 @@ package protocol
 
 import (
 	"fmt"
+	"net/netip"
 	"net/url"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
@@ -52,12 +55,29 @@ func (r *EnrolRequest) Validate() error {
 	if r.Role == Node && !nkeys.IsValidPublicCurveKey(r.XKey) {
 		return fmt.Errorf("%q is not a public curve key", r.XKey)
 	}
+	if err := r.checkClaims(); err != nil {
+		return err
+	}
 	key, err := nkeys.FromPublicKey(r.Key)
 	if err != nil || !nkeys.IsValidPublicUserKey(r.Key) {
 		return fmt.Errorf("%q is not a user's public key", r.Key)
 	}
 	if err := key.Verify(r.proven(), r.Proof); err != nil {
 		return fmt.Errorf("the request is not signed by the key that it names")
+	}
+	return nil
+}
+
+// checkClaims is about what a machine only says: it is shown to people, and kept.
+func (r *EnrolRequest) checkClaims() error {
+	if len(r.Hostname) > 255 || strings.ContainsFunc(r.Hostname, unicode.IsControl) {
+		return fmt.Errorf("hostname %.80q: expected one line of at most 255 bytes", r.Hostname)
+	}
+	if len(r.System) > 64 || strings.Trim(r.System, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
+		return fmt.Errorf("system %.80q: expected such as x86_64-linux", r.System)
+	}
+	if ip, err := netip.ParseAddr(r.IPv4); r.IPv4 != "" && (err != nil || !ip.Is4()) {
+		return fmt.Errorf("%.80q is no IPv4 address", r.IPv4)
 	}
 	return nil
 }

@@ -138,7 +138,10 @@ func TestProveJoin(t *testing.T) {
 		"with another token's JWT":    {changed(func(j *JoinRequest) { j.User = second.User }), "web1", Forged},
 		"about another machine":       {changed(func(j *JoinRequest) { j.Request = Encode(machineRequest(t, "web1", nil)) }), "web1", Forged},
 		"a machine without its proof": {join(token, func() *EnrolRequest { r := *machine; r.IPv4 = "192.0.2.1"; return &r }()), "web1", Malformed},
-		"a long tale":                 {join(token, machineRequest(t, "web1", func(r *EnrolRequest) { r.Hostname = strings.Repeat("x", 1000) })), "web1", Invalid},
+		"a long tale":                 {join(token, machineRequest(t, "web1", func(r *EnrolRequest) { r.Hostname = strings.Repeat("x", 1000) })), "web1", Malformed},
+		"a tale of two lines":         {join(token, machineRequest(t, "web1", func(r *EnrolRequest) { r.Hostname = "h\nweb2 asks" })), "web1", Malformed},
+		"no address":                  {join(token, machineRequest(t, "web1", func(r *EnrolRequest) { r.IPv4 = "::1" })), "web1", Malformed},
+		"no system":                   {join(token, machineRequest(t, "web1", func(r *EnrolRequest) { r.System = `x"; y = "` })), "web1", Malformed},
 		"another version":             {changed(func(j *JoinRequest) { j.Version = 2 }), "web1", OtherVersion},
 		"nothing":                     {&JoinRequest{Version: 1}, "web1", Untrusted},
 	} {
