@@ -13,7 +13,6 @@
 
       programs = pkgs: names: lib.genAttrs names (program: pkgs.callPackage ./nixos-module/package.nix {
         inherit program version;
-        buildGoModule = pkgs.buildGo126Module or pkgs.buildGoModule;
       });
       everything = [ "nix-infra" "nix-infra-agent" "nix-infra-controller" ];
       # Nodes run Linux; people run anything.

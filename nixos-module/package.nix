@@ -1,5 +1,6 @@
-# One of the three programs of nix-infra, static: the CLI, the agent, or the controller. Needs Go 1.26 or newer.
-{ lib, buildGoModule, program ? "nix-infra", version ? "0.1.0" }:
+# One of the three programs of nix-infra, static: the CLI, the agent, or the controller. Needs Go 1.26 or newer, which need not
+# be the one that nixpkgs builds everything else with.
+{ lib, buildGoModule, buildGo126Module ? buildGoModule, program ? "nix-infra", version ? "0.1.0" }:
 let
   folders = {
     nix-infra = "cli/nix-infra";
@@ -7,7 +8,7 @@ let
     nix-infra-controller = "controller/nix-infra-controller";
   };
 in
-buildGoModule {
+buildGo126Module {
   pname = program;
   inherit version;
 
@@ -24,6 +25,11 @@ buildGoModule {
   subPackages = [ folders.${program} ];
   env.CGO_ENABLED = 0;
   ldflags = [ "-s" "-w" "-X github.com/nix-infra/nix-infra/protocol.build=${version}" ];
+
+  # Assistants' settings may name the MCP servers so, as `make build` has them.
+  postInstall = lib.optionalString (program == "nix-infra") ''
+    for server in cluster machine dev; do ln -s nix-infra "$out/bin/nix-infra-$server-mcp"; done
+  '';
 
   # The tests need systemd, ssh and a broker's time: `make test` runs them.
   doCheck = false;
