@@ -82,7 +82,8 @@ in
 
       environment.PATH = lib.mkForce searchPath;
 
-      # There is no sandbox: what the agent runs, an activation, has to change the whole machine.
+      # There is no sandbox. Nix builds in this unit, as root, and makes its own sandboxes, which most of systemd's settings
+      # would break; and who can have systemd start anything, as the agent has to, is not held by limits of one unit.
       serviceConfig = {
         Type = "notify";
         ExecStart = "${cfg.package}/bin/nix-infra-agent run";
