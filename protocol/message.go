@@ -28,6 +28,8 @@ func Answer(from string, body any, err error) Reply {
 			refusal = Refuse(Failed, "%v", err)
 		}
 		r.Refused = refusal
+	} else if encoded, ok := body.(json.RawMessage); ok {
+		r.Body = encoded
 	} else if body != nil {
 		r.Body = Encode(body)
 	}

@@ -13,7 +13,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"runtime/debug"
 	"sync"
@@ -78,7 +77,7 @@ func decode(data []byte, into any) error {
 	if err := d.Decode(into); err != nil {
 		return fmt.Errorf("%w: %v", ErrMalformed, err)
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+	if len(bytes.Trim(data[d.InputOffset():], " \t\r\n")) > 0 { // what JSON has for white space
 		return fmt.Errorf("%w: more than one document", ErrMalformed)
 	}
 	return nil

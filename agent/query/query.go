@@ -49,6 +49,8 @@ type Options struct {
 	Limits  map[protocol.Action]time.Duration // in place of Timeout, of handlers that work for longer
 }
 
+var ownVersion = fmt.Sprintf("v%d", protocol.Version) // in subjects
+
 // unprovenPerSecond bounds what senders without a good signature can make the node write and say.
 const unprovenPerSecond = 20
 
@@ -168,7 +170,7 @@ func (r *request) verified() *protocol.Verified {
 // prove finds out whether a message is an order to this node that it may carry out.
 func (s *Server) prove(m *nats.Msg) (*request, error) {
 	r := &request{}
-	if v := protocol.SubjectVersion(m.Subject); v != fmt.Sprintf("v%d", protocol.Version) {
+	if v := protocol.SubjectVersion(m.Subject); v != ownVersion {
 		return r, protocol.Refuse(protocol.OtherVersion, "the request is of version %.16q of the protocol, %s speaks version %d; upgrade the older one", v, s.o.Node, protocol.Version)
 	}
 	signed, err := protocol.Decode[protocol.Signed](m.Data)
