@@ -157,7 +157,7 @@ func (a *app) fetchInfect(ctx context.Context, p *project.Project) error {
 	}
 	script, err := provision.FetchInfect(ctx, provision.InfectSource, pinned)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; or have it fetched on another machine, and put it there as %s", err, file)
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err

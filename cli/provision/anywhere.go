@@ -25,8 +25,8 @@ func (a *Arrival) anywhere(ctx context.Context, m *Machine) error {
 }
 
 // Anywhere runs nixos-anywhere with the tree of a node, which lies in the folder etc/nixos below root: so the machine gets it
-// as its /etc/nixos, with the hardware-configuration.nix that is made on the way. The output goes to the file logFile, whose
-// last lines come with an error. The tool itself does not check host keys; the machine keeps its own, which was
+// as its /etc/nixos, with the hardware-configuration.nix that is made on the way. The output goes to the file logFile, which
+// stays with an error, and whose last lines come with it. The tool itself does not check host keys; the machine keeps its own, which was
 // checked before and is after.
 func Anywhere(ctx context.Context, program, root, logFile string, t Target, node string) ([]string, error) {
 	log, err := os.Create(logFile)
@@ -42,7 +42,7 @@ func Anywhere(ctx context.Context, program, root, logFile string, t Target, node
 		text, readErr := os.ReadFile(logFile)
 		return tail(string(text), logLines), errors.Join(fmt.Errorf("%s: %w; %s has its output", AnywhereProgram, err, logFile), readErr)
 	}
-	return nil, nil
+	return nil, os.Remove(logFile)
 }
 
 func anywhereArgs(root string, t Target, node string) []string {

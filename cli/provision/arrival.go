@@ -178,7 +178,7 @@ func (a *Arrival) reboot(ctx context.Context, m *Machine, before Facts) (*Machin
 			return nil, Facts{}, a.Fail(ctx, err, nil)
 		}
 	}
-	limit, cancel := context.WithTimeoutCause(ctx, rebootTime, fmt.Errorf("it did not come back within %s", rebootTime))
+	limit, cancel := context.WithTimeoutCause(ctx, rebootTime, fmt.Errorf("it did not come back within %s: look at its console, whether NixOS boots there and has its address", rebootTime))
 	defer cancel()
 	for {
 		m, err := a.reach(limit, Patience{rebootTime, keysTime})

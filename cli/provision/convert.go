@@ -204,7 +204,9 @@ func conversionOf(ctx context.Context, m *Machine) (conversion, error) {
 // failedConversion is a script that did not do it.
 type failedConversion struct{ how string }
 
-func (e *failedConversion) Error() string { return "the conversion script ended with " + e.how }
+func (e *failedConversion) Error() string {
+	return "the conversion script ended with " + e.how + "; all that it said is on the machine, in " + convertLog
+}
 
 // pollTime is how long one look at the conversion may take before the connection counts as lost.
 const pollTime = 20 * time.Second
