@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/url"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -54,13 +56,13 @@ func New(tb testing.TB) *Fleet {
 	f.Public, err = f.Keys.Publish(nil)
 	f.must(err)
 	f.certificates()
-	f.Ports.TLS, f.Ports.WSS = f.freePort(), f.freePort()
+	f.Ports.TLS, f.Ports.WSS = server.RANDOM_PORT, server.RANDOM_PORT
 	f.Start()
 	tb.Cleanup(f.Stop)
 	return f
 }
 
-// Start starts the broker, on the same ports each time.
+// Start starts the broker, on the same ports each time: those that it found free at first.
 func (f *Fleet) Start() {
 	f.TB.Helper()
 	oc, err := jwt.DecodeOperatorClaims(f.Public.OperatorJWT)
@@ -83,6 +85,11 @@ func (f *Fleet) Start() {
 	if !s.ReadyForConnections(10 * time.Second) {
 		f.TB.Fatal("the broker does not start")
 	}
+	wss, err := url.Parse(s.WebsocketURL())
+	f.must(err)
+	f.Ports.TLS = s.Addr().(*net.TCPAddr).Port
+	f.Ports.WSS, err = strconv.Atoi(wss.Port())
+	f.must(err)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.broker = s
@@ -217,14 +224,6 @@ func (f *Fleet) certificates() {
 	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
 	f.must(err)
 	f.tls = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leafDER}, PrivateKey: key}}, MinVersion: tls.VersionTLS13}
-}
-
-func (f *Fleet) freePort() int {
-	f.TB.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	f.must(err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func (f *Fleet) must(err error) {
