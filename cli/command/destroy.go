@@ -267,8 +267,10 @@ func withoutMachines(after project.Settings, all []*doomed) project.Settings {
 		after.Controllers = slices.DeleteFunc(slices.Clone(after.Controllers), func(url string) bool { return isAt(url, d.name, address) })
 		after.Cluster.ControlNodes = slices.DeleteFunc(after.Cluster.ControlNodes, func(name string) bool { return name == d.name })
 		delete(after.Cluster.ServiceGroups, d.name)
-		if n := after.Nodes[d.name]; n.IPv4 != "" && n.IPv4 == address {
-			n.IPv4 = ""
+		if n, ok := after.Nodes[d.name]; ok {
+			if n.OverlayIP = ""; n.IPv4 == address {
+				n.IPv4 = ""
+			}
 			after.Nodes[d.name] = n
 		}
 	}
