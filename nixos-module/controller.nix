@@ -46,7 +46,8 @@ in
 
     configFile = t.orNull t.absolute ''
       A `controller.yaml` on the machine that counts in the place of `settings`. A string: a Nix path would be copied into the
-      store. Which ports `openFirewall` opens is still said by `settings`.'';
+      store. Which ports `openFirewall` opens is still said by `settings`. The controller's user has to be able to read the
+      files that it names, which it can't below /root.'';
 
     settings = mkOption {
       description = ''
