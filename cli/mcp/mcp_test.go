@@ -294,6 +294,23 @@ func TestToolsAreLeftOut(t *testing.T) {
 	}
 }
 
+// Every revision that the library knows is served, with its own way to begin.
+func TestRevisions(t *testing.T) {
+	s := New(Options{Name: "test", Version: "1"})
+	for _, version := range mcp.ValidProtocolVersions {
+		c := connected(t, s, version)
+		if c.ProtocolVersion() != version {
+			t.Errorf("%s became %s", version, c.ProtocolVersion())
+		}
+		if text, _, failed := call(t, c, "server-info", nil); failed || !strings.HasPrefix(text, "test 1") {
+			t.Errorf("%s: %s", version, text)
+		}
+	}
+	if newest, oldest := mcp.ValidProtocolVersions[0], mcp.ValidProtocolVersions[len(mcp.ValidProtocolVersions)-1]; newest != "2026-07-28" || oldest != "2024-11-05" {
+		t.Errorf("docs/mcp.md says 2024-11-05 to 2026-07-28, and it is %s to %s", oldest, newest)
+	}
+}
+
 // asked is a person who answers in a client.
 type asked struct {
 	answer  mcp.ElicitationResponseAction
