@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -73,10 +74,7 @@ func (a *app) mcpConfig(client string, servers []string) error {
 	if err != nil {
 		return err
 	}
-	program, err := os.Executable()
-	if err != nil {
-		program = "nix-infra"
-	}
+	program := ownProgram()
 	entries := map[string]mcpEntry{}
 	for _, s := range servers {
 		if !slices.ContainsFunc(mcpServers, func(m mcpServer) bool { return m.name == s }) {
@@ -105,6 +103,27 @@ func (a *app) mcpConfig(client string, servers []string) error {
 	fmt.Fprint(a.Stdout, text)
 	a.note("this belongs into %s", mcpClients[at].file)
 	return nil
+}
+
+// ownProgram is this program's path, by the name under which it was called where that leads to it: the name goes on when
+// an upgrade replaces what it leads to, as with a profile of Nix.
+func ownProgram() string {
+	program, err := os.Executable()
+	if err != nil {
+		return "nix-infra"
+	}
+	called, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		called, err = filepath.Abs(called)
+	}
+	if err != nil {
+		return program
+	}
+	a, errA := os.Stat(called)
+	if b, errB := os.Stat(program); errA != nil || errB != nil || !os.SameFile(a, b) {
+		return program
+	}
+	return called
 }
 
 // settings are entries as the client's file has them.
