@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/protocol"
@@ -33,7 +37,8 @@ type order struct {
 	strategy               protocol.Strategy
 }
 
-// source says where a node's system comes from: it completes the node's manifest, and adds the blobs that it names.
+// source says where a node's system comes from: it completes the node's manifest, and adds the blobs that it names to the
+// node's part of the plan. It is called for several nodes at a time.
 type source func(p *plan, m *protocol.Manifest) error
 
 // rollbackTo is a source of systems that the nodes have.
@@ -68,30 +73,41 @@ func (p *plan) offline() []string {
 // makePlan signs a manifest for each chosen node and, where the strategy takes back what failed, the way back.
 // Files that nodes share are one blob.
 func makePlan(signer *protocol.Signer, o order, chosen []protocol.NodeState, from source, now time.Time) (*plan, error) {
-	p := &plan{blobs: map[string][]byte{}}
-	p.request = protocol.DeployRequest{Deployment: protocol.NewDeploymentID(now), Mode: o.mode, Strategy: o.strategy}
-	var broken []error
-	for _, n := range chosen {
-		m := &protocol.Manifest{
-			Version: protocol.Version, Node: n.Name, Serial: nextSerial(&n, o.mode), Deployment: p.request.Deployment,
-			Created: now.UTC().Truncate(time.Second), Mode: o.mode, Attr: protocol.SystemAttr(n.Name),
-			Timeout: int(o.timeout.Seconds()), BuildTimeout: int(o.build.Seconds()), Settle: int(o.settle.Seconds()),
-		}
-		if err := from(p, m); err != nil {
-			broken = append(broken, fmt.Errorf("%s: %w", n.Name, err))
-		}
-		if len(broken) > 0 {
-			continue // nothing is signed of what can't be deployed
-		}
-		if err := p.add(signer, n, m); err != nil {
-			return nil, err
-		}
+	p := newPlan(protocol.DeployRequest{Deployment: protocol.NewDeploymentID(now), Mode: o.mode, Strategy: o.strategy})
+	parts, wrong := make([]*plan, len(chosen)), make([]error, len(chosen))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, n := range chosen {
+		g.Go(func() error {
+			m := &protocol.Manifest{
+				Version: protocol.Version, Node: n.Name, Serial: nextSerial(&n, o.mode), Deployment: p.request.Deployment,
+				Created: now.UTC().Truncate(time.Second), Mode: o.mode, Attr: protocol.SystemAttr(n.Name),
+				Timeout: int(o.timeout.Seconds()), BuildTimeout: int(o.build.Seconds()), Settle: int(o.settle.Seconds()),
+			}
+			parts[i] = newPlan(p.request)
+			if err := from(parts[i], m); err != nil {
+				wrong[i] = fmt.Errorf("%s: %w", n.Name, err)
+				return nil // what is wrong is told of all nodes together
+			}
+			return parts[i].add(signer, n, m)
+		})
 	}
-	if len(broken) > 0 {
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	if broken := slices.DeleteFunc(wrong, func(err error) bool { return err == nil }); len(broken) > 0 {
 		return nil, several("can't be composed; nothing was deployed", broken)
+	}
+	for _, one := range parts {
+		p.items = append(p.items, one.items...)
+		p.request.Items = append(p.request.Items, one.request.Items...)
+		maps.Copy(p.blobs, one.blobs)
+		p.warn(one.warnings...)
 	}
 	return p, nil
 }
+
+func newPlan(r protocol.DeployRequest) *plan { return &plan{request: r, blobs: map[string][]byte{}} }
 
 // several is one error, or the first of many, a line each. Of each, the node is told.
 func several(what string, errs []error) error {
@@ -152,7 +168,7 @@ func (p *plan) addTree(m *protocol.Manifest, tree *project.Tree) {
 func filesOf(tree *project.Tree) []protocol.File {
 	files := make([]protocol.File, len(tree.Files))
 	for i, f := range tree.Files {
-		files[i] = protocol.File{Path: f.Path, SHA256: protocol.Digest(f.Data), Size: int64(len(f.Data)), Exec: f.Mode&0o111 != 0}
+		files[i] = protocol.File{Path: f.Path, SHA256: f.Digest(), Size: int64(len(f.Data)), Exec: f.Mode&0o111 != 0}
 	}
 	return files
 }

@@ -3,6 +3,7 @@ package command
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/pflag"
 
@@ -36,10 +37,14 @@ type trees struct {
 	secrets *vault.Secrets
 	known   []project.NodeFacts
 	control []string
+
+	once    sync.Once // reads the public keys of binary caches
+	trusted []string
+	wrong   error
 }
 
 func (a *app) newTrees(p *project.Project, f treeFlags, all []protocol.NodeState) *trees {
-	return &trees{f, p, a.secretStore(p), nodeFacts(all), p.ControlNodes()}
+	return &trees{treeFlags: f, project: p, secrets: a.secretStore(p), known: nodeFacts(all), control: p.ControlNodes()}
 }
 
 func (t *trees) of(node string) (*project.Tree, error) { return t.project.Tree(t.request(node)) }
@@ -54,6 +59,11 @@ func (t *trees) request(node string) project.TreeRequest {
 
 // trustedKeys are the public keys of binary caches, which the earlier tool kept among the secrets.
 func (t *trees) trustedKeys() ([]string, error) {
+	t.once.Do(func() { t.trusted, t.wrong = t.readTrustedKeys() })
+	return t.trusted, t.wrong
+}
+
+func (t *trees) readTrustedKeys() ([]string, error) {
 	names, err := t.secrets.Names()
 	if err != nil {
 		return nil, err

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/nix-infra/nix-infra/protocol"
 )
 
 // NodeFacts is what is known of a node: what <node>.ipv4 and <node>.overlayIp are filled in from.
@@ -45,6 +47,16 @@ type File struct {
 	Path string      // slash-separated, relative to /etc/nixos
 	Mode fs.FileMode // 0644 or 0755
 	Data []byte      // shared between the trees of a Project: not to be changed
+
+	digest string // of Data, where it is known: of what every node gets
+}
+
+// Digest is the SHA-256 of the file's content, as a manifest has it.
+func (f *File) Digest() string {
+	if f.digest != "" {
+		return f.digest
+	}
+	return protocol.Digest(f.Data)
 }
 
 // Tree is what one node's /etc/nixos is made of, but for the files that are the node's own.
@@ -159,6 +171,9 @@ func (p *Project) readShared() ([]File, error) {
 		files = append(files, lock)
 	} else if errors.Is(lockErr, fs.ErrNotExist) {
 		lockErr = nil
+	}
+	for i := range files {
+		files[i].digest = protocol.Digest(files[i].Data)
 	}
 	return files, errors.Join(err, appsErr, lockErr)
 }
