@@ -99,7 +99,7 @@ func TestRekey(t *testing.T) {
 			t.Errorf("the agent ended with %v", err)
 		}
 		r.cancel = nil
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the agent with the old keys goes on")
 	}
 	old, err := before.Key.PublicKey()

@@ -87,7 +87,7 @@ func (u *tunnelled) open(who *protocol.Signer, name, to string, change ...func(*
 		if answer, err = protocol.Decode[protocol.Reply](data); err != nil {
 			u.t.Fatal(err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		u.t.Fatal("no answer")
 	}
 	if answer.Refused != nil {
@@ -163,7 +163,7 @@ func hello(t *testing.T, c *tunnel.Conn) {
 // brokenOff expects a tunnel to break soon with a reason, and its service to see a reset and no end.
 func brokenOff(t *testing.T, c *tunnel.Conn, ended chan error, reason string) {
 	t.Helper()
-	if err := c.SetReadDeadline(time.Now().Add(8 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	_, err := c.Read(make([]byte, 1))
@@ -176,7 +176,7 @@ func brokenOff(t *testing.T, c *tunnel.Conn, ended chan error, reason string) {
 		if err == nil {
 			t.Error("the service saw an end like any other")
 		}
-	case <-time.After(8 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the service's connection stays open")
 	}
 }
@@ -354,7 +354,7 @@ func TestTunnelEndsWithItsCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The broker ends who expired, too, and then nobody here hears the reason: only the service sees it.
-	token, err := u.fleet.Keys.Issue("dora", protocol.Deployer, public, time.Now().Add(2*time.Second))
+	token, err := u.fleet.Keys.Issue("dora", protocol.Deployer, public, time.Now().Add(5*time.Second)) // by then it is open
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +365,7 @@ func TestTunnelEndsWithItsCredentials(t *testing.T) {
 		if err == nil {
 			t.Error("the service saw an end like any other")
 		}
-	case <-time.After(8 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the tunnel goes on after its user's credentials expired")
 	}
 }

@@ -173,7 +173,7 @@ func (a *asker) send(subject string, data []byte, id string) (string, protocol.R
 			a.t.Fatalf("reply %s: %v", m.Data, err)
 		}
 		return m.Subject, r
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		a.t.Fatalf("no answer to a request on %s", subject)
 	}
 	return "", protocol.Reply{}
@@ -370,7 +370,7 @@ func TestAnswersOnlyWhereItMay(t *testing.T) {
 		if m.Subject != protocol.ReplySubject("ann", h.ID, node) {
 			t.Fatal(m.Subject)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("no answer")
 	}
 }
@@ -402,7 +402,7 @@ func TestBusy(t *testing.T) {
 			if r, err := protocol.Decode[protocol.Reply](m.Data); err != nil || r.Refused != nil {
 				t.Fatalf("%+v, %v", r, err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatal("what ran was not answered")
 		}
 	}

@@ -66,7 +66,7 @@ func (a *asker) next(id string) protocol.Reply {
 				a.t.Fatal(err)
 			}
 			a.kept[m.Subject] = append(a.kept[m.Subject], r)
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			a.t.Fatal("no answer")
 		}
 	}
@@ -202,7 +202,7 @@ func TestStreamEndings(t *testing.T) {
 		t.Fatal(code)
 	}
 	ann.want(ids[0], 2, false, "")
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		if r := ann.next(ann.ask(protocol.FollowJournal, nil)); r.Refused == nil {
 			break
@@ -223,7 +223,7 @@ func TestQuestionIsEnded(t *testing.T) {
 	s := serve(t)
 	ann := s.asker("ann", protocol.Deployer)
 	id := ann.ask(protocol.ReadJournal, nil) // it waits for the end of its context
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for ann.order(id, false) != protocol.Invalid { // it is not under way yet; then, it is no stream
 		if time.Now().After(deadline) {
 			t.Fatal("the question does not begin")
@@ -232,7 +232,7 @@ func TestQuestionIsEnded(t *testing.T) {
 	if code := ann.order(id, true); code != "" {
 		t.Fatal(code)
 	}
-	deadline = time.Now().Add(10 * time.Second)
+	deadline = time.Now().Add(30 * time.Second)
 	for ann.order(id, true) != protocol.Unknown {
 		if time.Now().After(deadline) {
 			t.Fatal("the question does not end")
