@@ -243,7 +243,10 @@ func TestMCPLab(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	a := stdioAssistant(t, f.ctx, exec.CommandContext(f.ctx, filepath.Join(programs.dir, "nix-infra"), "-d", project, "mcp", "dev", "--lab", program), "")
+	serve := func() *assistant {
+		return stdioAssistant(t, f.ctx, exec.CommandContext(f.ctx, filepath.Join(programs.dir, "nix-infra"), "-d", project, "mcp", "dev", "--lab", program), "")
+	}
+	a := serve()
 	ended := func(tool string, inputs in) (row map[string]any) {
 		t.Helper()
 		started := a.good(tool, inputs)
@@ -272,6 +275,22 @@ func TestMCPLab(t *testing.T) {
 	if row := ended("test-runner", in{"operation": "run", "test-name": "t1"}); row["output"] != "SSH-is what t1 sees of n1\n" {
 		t.Errorf("%v", row)
 	}
+	// The nodes end with the server, and the next one makes them again.
+	a.session.Close()
+	f.eventually(60*time.Second, func() string {
+		out, err := exec.CommandContext(f.ctx, program, "list").Output()
+		for line := range strings.Lines(string(out)) {
+			if strings.HasPrefix(line, name) && strings.Contains(line, "running") {
+				return "the lab goes on without its server: " + line
+			}
+		}
+		if err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	a = serve()
+	ended(environment, in{"operation": "create", "environment": "lab", "nodes": 1})
 	ended(environment, in{"operation": "teardown", "environment": "lab"})
 	if out, err := exec.CommandContext(f.ctx, program, "list").Output(); err != nil || strings.Contains(string(out), name) {
 		t.Errorf("the lab is still there: %s %v", out, err)
