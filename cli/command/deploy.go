@@ -68,7 +68,7 @@ goes on, and nix-infra rollout watch follows it again. The exit status is 0 only
 
 // register adds the flags to a command's, and with them what holds without them. quiet is what --batch alone sets.
 func (o *deployOptions) register(f *pflag.FlagSet, quiet *bool) {
-	f.StringArrayVar(&o.targets, "target", nil, "nodes to deploy to, as a selector; repeatable")
+	f.StringArrayVar(&o.targets, "target", nil, targetUsage)
 	f.StringVar(&o.mode, "mode", string(protocol.Switch), "switch, boot, test or dry-activate")
 	f.StringVar(&o.expect, "expect", "", "deploy only what has this `digest`, as diff --json said it of the same nodes, and else nothing")
 	o.treeFlags.register(f)
