@@ -35,6 +35,7 @@ const Path = "/mcp"
 const (
 	maxAtOnce   = 64 // requests that are worked on at the same time, and as many that listen
 	maxOfCaller = 16 // of them, of one caller
+	maxRefusals = 60 // that are logged in a minute; the rest is counted: whoever has no token can't fill a disk
 	sessionIdle = 30 * time.Minute
 )
 
@@ -109,6 +110,7 @@ func (s *Server) ServeHTTP(ctx context.Context, o HTTPOptions) error {
 // guard lets in what has a token, and no web page that was not named. It tells the server who asks.
 func (s *Server) guard(o HTTPOptions, sessions *sessions, next http.Handler) http.Handler {
 	var working, listening places
+	var logged refusals
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != Path {
 			http.NotFound(w, r)
@@ -116,7 +118,7 @@ func (s *Server) guard(o HTTPOptions, sessions *sessions, next http.Handler) htt
 		}
 		// A browser says on behalf of which page it asks. Whoever else asks says nothing there.
 		if origin := r.Header.Values("Origin"); len(origin) > 1 || len(origin) == 1 && !slices.Contains(o.Origins, origin[0]) {
-			s.Log.Warn("refused: origin", "origin", cut(fmt.Sprint(origin), 200), "from", r.RemoteAddr)
+			logged.log(s.Log, time.Now(), "refused: origin", "origin", cut(fmt.Sprint(origin), 200), "from", r.RemoteAddr)
 			http.Error(w, "this origin may not speak with this server", http.StatusForbidden)
 			return
 		}
@@ -130,7 +132,7 @@ func (s *Server) guard(o HTTPOptions, sessions *sessions, next http.Handler) htt
 			caller, err = o.Authenticate(token)
 		}
 		if err != nil {
-			s.Log.Warn("refused: token", "why", err, "from", r.RemoteAddr)
+			logged.log(s.Log, time.Now(), "refused: token", "why", err, "from", r.RemoteAddr)
 			w.Header().Set("WWW-Authenticate", `Bearer realm="nix-infra"`)
 			http.Error(w, "a valid token is needed: Authorization: Bearer TOKEN", http.StatusUnauthorized)
 			return
@@ -152,6 +154,27 @@ func (s *Server) guard(o HTTPOptions, sessions *sessions, next http.Handler) htt
 		r.Body = http.MaxBytesReader(w, r.Body, maxMessage)
 		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller)))
 	})
+}
+
+// refusals are those of who may not come in.
+type refusals struct {
+	mu     sync.Mutex
+	minute int64
+	n      int // in that minute
+}
+
+func (r *refusals) log(to *slog.Logger, now time.Time, what string, about ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if minute := now.Unix() / 60; minute != r.minute {
+		if r.n > maxRefusals {
+			to.Warn("more were refused than were logged", "more", r.n-maxRefusals)
+		}
+		r.minute, r.n = minute, 0
+	}
+	if r.n++; r.n <= maxRefusals {
+		to.Warn(what, about...)
+	}
 }
 
 // places are for so many requests at the same time, of which one caller has a share at most.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -266,6 +267,19 @@ func TestHostHasToBeThisMachine(t *testing.T) {
 		if status, _, body := post(t, url, "alice", "", hello, "Host", host); status != want {
 			t.Errorf("%s: %d, %s", host, status, body)
 		}
+	}
+}
+
+func TestRefusalsAreLoggedWithABound(t *testing.T) {
+	var log bytes.Buffer
+	var r refusals
+	now := time.Unix(6000, 0)
+	for n := range 10 * maxRefusals {
+		r.log(slog.New(slog.NewTextHandler(&log, nil)), now, "refused: token", "why", n)
+	}
+	r.log(slog.New(slog.NewTextHandler(&log, nil)), now.Add(time.Minute), "refused: token")
+	if got := strings.Count(log.String(), "refused: token"); got != maxRefusals+1 || !strings.Contains(log.String(), fmt.Sprintf("more=%d", 9*maxRefusals)) {
+		t.Errorf("%d lines:\n%s", got, log.String())
 	}
 }
 
