@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,22 @@ func FuzzOwnSubjects(f *testing.F) {
 	f.Fuzz(func(t *testing.T, reply string) {
 		if (OwnInbox("n1", reply) || OwnReply("n1", reply)) && (strings.ContainsAny(reply, "*> \r\n\t\x00") || strings.Contains(reply, "..")) {
 			t.Fatalf("%q can be answered on", reply)
+		}
+	})
+}
+
+// However a node fills a message with records, few come out of it, and nothing is lost or made up on the way.
+func FuzzSplitRecords(f *testing.F) {
+	f.Add([]byte("{}\n{}"), "bob\nadmin")
+	f.Add([]byte(strings.Repeat("\n", 2*MaxAuditRecords)), "")
+	f.Fuzz(func(t *testing.T, message []byte, claim string) {
+		records := SplitRecords(message)
+		if len(records) > MaxAuditRecords || !bytes.Equal(JoinRecords(records), message) {
+			t.Fatalf("%d records of %q", len(records), message)
+		}
+		one := Encode(AuditRecord{User: claim, Reason: claim})
+		if got := SplitRecords(JoinRecords([][]byte{one, one})); len(got) != 2 || !bytes.Equal(got[1], one) {
+			t.Fatalf("two records with %q came as %d", claim, len(got))
 		}
 	})
 }
