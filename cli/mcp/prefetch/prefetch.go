@@ -1,8 +1,8 @@
 // Package prefetch tells the hashes of what is on the web, as a Nix expression needs them.
 //
 // Start here: a Fetcher fetches, and gives the hash of the file, or of what it unpacks to. fetch.go is the way there, on which
-// somebody who chooses the address must not reach what only this machine can; hash.go has the forms of a hash, archive.go
-// unpacks, nar.go hashes a tree of files as Nix does.
+// somebody who chooses the address must not reach what only this machine can; hash.go has the forms of a hash, unpack.go
+// reads archives, archive.go has what is in one, nar.go hashes a tree of files as Nix does.
 package prefetch
 
 import (

@@ -20,7 +20,7 @@ type Entry struct {
 // List gives what is in a folder and in all below it that is open, the near ones first; more says that there is more than
 // MaxEntries. Links are listed, and not followed. "." lists all that is open.
 func (f *Folder) List(ctx context.Context, name string) (entries []Entry, more bool, err error) {
-	p, err := f.find(name, f.readable)
+	p, err := f.find(name, readable)
 	if err != nil {
 		if p != nil {
 			p.close()
@@ -68,7 +68,7 @@ func (f *Folder) walk(ctx context.Context, from *place, visit func(Entry, *place
 }
 
 func (f *Folder) visitFolder(ctx context.Context, at string, visit func(Entry, *place) error) (below []string, err error) {
-	p, err := f.find(at, f.readable)
+	p, err := f.find(at, readable)
 	if err != nil {
 		if p != nil {
 			p.close()
@@ -99,7 +99,7 @@ func (f *Folder) visitFolder(ctx context.Context, at string, visit func(Entry, *
 			return nil, ctx.Err()
 		}
 		name := path.Join(at, e.Name())
-		if _, err := allow(name, f.readable); err != nil {
+		if _, err := allow(name, readable); err != nil {
 			continue
 		}
 		info, err := p.dir.Lstat(e.Name())

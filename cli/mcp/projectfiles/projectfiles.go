@@ -30,11 +30,7 @@ const (
 var ErrRefused = errors.New("refused")
 
 // Folder is a project. It holds nothing open, and is safe for concurrent use.
-type Folder struct {
-	dir      string
-	readable []string // files and folders at the project's root
-	writable []string
-}
+type Folder struct{ dir string }
 
 // readable and writable are at a project's root.
 var (
@@ -44,14 +40,14 @@ var (
 
 // New takes the project in dir, which need not exist yet.
 func New(dir string) *Folder {
-	return &Folder{dir: dir, readable: readable, writable: writable}
+	return &Folder{dir}
 }
 
 // Readable are the files and folders at the project's root that can be read.
-func (f *Folder) Readable() []string { return slices.Clone(f.readable) }
+func (f *Folder) Readable() []string { return slices.Clone(readable) }
 
 // Writable are the folders at the project's root in which files can be written.
-func (f *Folder) Writable() []string { return slices.Clone(f.writable) }
+func (f *Folder) Writable() []string { return slices.Clone(writable) }
 
 // open opens the project itself. Its owner said where it is, so that links on the way there are followed.
 func (f *Folder) open() (*os.Root, error) {

@@ -42,7 +42,7 @@ func Numbered(lines []string, from int) string {
 
 // Read gives the text of a file.
 func (f *Folder) Read(name string) (*Text, error) {
-	p, err := f.find(name, f.readable)
+	p, err := f.find(name, readable)
 	if p != nil {
 		defer p.close()
 	}
@@ -98,7 +98,7 @@ func Private(name string, content []byte) bool {
 
 // IsFolder tells whether a path leads to a folder. It is an error where nothing is there, or nothing that can be read.
 func (f *Folder) IsFolder(name string) (bool, error) {
-	p, err := f.find(name, f.readable)
+	p, err := f.find(name, readable)
 	if p != nil {
 		defer p.close()
 	}

@@ -45,7 +45,7 @@ func (f *Folder) Search(ctx context.Context, s Search) (matches []Match, more st
 	if err != nil {
 		return nil, "", err
 	}
-	p, err := f.find(s.Path, f.readable)
+	p, err := f.find(s.Path, readable)
 	if p != nil {
 		defer p.close()
 	}

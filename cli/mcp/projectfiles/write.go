@@ -26,17 +26,17 @@ func (f *Folder) Create(name, content string) (*Text, error) {
 	if err := check(name, content); err != nil {
 		return nil, err
 	}
-	clean, err := allow(name, f.writable)
+	clean, err := allow(name, writable)
 	if err != nil {
 		return nil, err
 	}
 	if !strings.Contains(clean, "/") {
-		return nil, refuse(name, "files are made in folders: %s", strings.Join(f.writable, ", "))
+		return nil, refuse(name, "files are made in folders: %s", strings.Join(writable, ", "))
 	}
 	if err := f.makeFolders(name, path.Dir(clean)); err != nil {
 		return nil, err
 	}
-	p, err := f.find(name, f.writable)
+	p, err := f.find(name, writable)
 	if p != nil {
 		defer p.close()
 	}
@@ -69,7 +69,7 @@ func (f *Folder) Create(name, content string) (*Text, error) {
 func (f *Folder) Change(name, seen string, edit func(content string) (string, error)) (before, after *Text, err error) {
 	changes.Lock()
 	defer changes.Unlock()
-	p, err := f.find(name, f.writable)
+	p, err := f.find(name, writable)
 	if p != nil {
 		defer p.close()
 	}
@@ -131,7 +131,7 @@ func check(name, content string) error {
 func (f *Folder) makeFolders(asked, dir string) error {
 	parts := strings.Split(dir, "/")
 	for i := range parts {
-		p, err := f.find(path.Join(parts[:i+1]...), f.writable)
+		p, err := f.find(path.Join(parts[:i+1]...), writable)
 		if err != nil && (p == nil || !errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
