@@ -146,7 +146,7 @@ func TestCursorsEnd(t *testing.T) {
 	modest := next(nil)
 	s.Caller.Name = "greedy"
 	first := next(nil)
-	for range 20 {
+	for range maxOfOne / (150 * 16 << 10) {
 		next(nil)
 	}
 	if next(map[string]any{"cursor": first}) != "" {
