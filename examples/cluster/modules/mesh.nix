@@ -2,7 +2,7 @@
 # registered into the configuration of HAProxy, which on every node listens on 127.0.0.1 for the apps of the groups that the
 # node subscribes to.
 #
-#   /cluster/nodes/NODE                        name, ipv4, services: the groups that it subscribes to
+#   /cluster/nodes/NODE                        name, ipv4, services: the groups that it subscribes to, for people to look at
 #   /cluster/GROUP/APP/meta_data               the port, and the variables that clients may want
 #   /cluster/GROUP/APP/instances/NODE          where one instance is; gone when its unit stops, or its node
 { config, lib, pkgs, ... }:
@@ -46,24 +46,23 @@ let
       http-request return status 200
   '';
 
-  template = pkgs.writeText "haproxy.cfg.tmpl" (base + ''
-    {{- $node := json (getv "/cluster/nodes/${host}") }}
-    {{- range $group := $node.services }}
-    {{- range $app := lsdir (printf "/cluster/%s" $group) }}
-    {{- $key := printf "/cluster/%s/%s" $group $app }}
+  # Every node may write to etcd, and none may write lines of another one's configuration: what is text is one line, and
+  # ports are numbers, or HAProxy's check refuses it all and what was there stays.
+  template = pkgs.writeText "haproxy.cfg.tmpl" (base + lib.concatMapStrings (group: ''
+    {{- range $app := lsdir "/cluster/${group}" }}
+    {{- $key := printf "/cluster/${group}/%s" $app }}
     {{- if exists (printf "%s/meta_data" $key) }}
     {{- $meta := json (getv (printf "%s/meta_data" $key)) }}
-    listen tcp-in-{{ $group }}-{{ $app }}
-      bind 127.0.0.1:{{ $meta.publish.port }}
+    listen tcp-in-${group}-{{ replace $app "\n" " " -1 }}
+      bind 127.0.0.1:{{ printf "%.0f" $meta.publish.port }}
       balance roundrobin
       {{- range gets (printf "%s/instances/*" $key) }}
       {{- $instance := json .Value }}
-      server {{ $instance.node }} {{ $instance.ipv4 }}:{{ $instance.port }} check
+      server {{ replace $instance.node "\n" " " -1 }} {{ replace $instance.ipv4 "\n" " " -1 }}:{{ printf "%.0f" $instance.port }} check
       {{- end }}
     {{- end }}
     {{- end }}
-    {{- end }}
-  '');
+  '') cfg.subscribe);
   reload = pkgs.writeShellScript "reload-mesh" "exec ${pkgs.systemd}/bin/systemctl reload-or-restart mesh-haproxy.service";
   confd = pkgs.linkFarm "confd" [
     { name = "templates/haproxy.cfg.tmpl"; path = template; }
@@ -74,7 +73,7 @@ let
         src = "haproxy.cfg.tmpl"
         dest = "${haproxyConfig}"
         mode = "0644"
-        keys = [ "/cluster/nodes", "/cluster/frontends", "/cluster/backends", "/cluster/services" ]
+        keys = [ "/cluster/frontends", "/cluster/backends", "/cluster/services" ]
         check_cmd = "${pkgs.haproxy}/bin/haproxy -c -f {{.src}}"
         reload_cmd = "${reload}"
       '';
