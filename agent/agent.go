@@ -289,6 +289,7 @@ func (a *agent) degraded(failed []string) []string {
 
 func (a *agent) connected() {
 	a.engine.Connected()
+	a.audit.Connected()
 	a.changed()
 }
 

@@ -37,8 +37,10 @@ type Options struct {
 
 // Log is the chain. It is safe for concurrent use.
 type Log struct {
-	o    Options
-	kick chan struct{} // something urgent to send
+	o       Options
+	retry   time.Duration // the first wait after the stream did not take something
+	kick    chan struct{} // something urgent to send
+	reached chan struct{} // a controller is there again
 
 	mu    sync.Mutex
 	chain *chain
@@ -57,7 +59,7 @@ func Open(o Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{o: o, kick: make(chan struct{}, 1), chain: c}
+	l := &Log{o: o, retry: retryFirst, kick: make(chan struct{}, 1), reached: make(chan struct{}, 1), chain: c}
 	if c.repaired != "" {
 		o.Log.Warn("the audit chain was repaired", "what", c.repaired)
 	}

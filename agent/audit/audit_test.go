@@ -27,12 +27,17 @@ type stream struct {
 	news chan struct{}
 
 	messages int
+	refused  chan struct{} // that it was down when it was asked; nil: nobody wants to know
 }
 
 func (s *stream) take(_ context.Context, records [][]byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.down {
+		select {
+		case s.refused <- struct{}{}:
+		default:
+		}
 		return errors.New("out of reach")
 	}
 	if n := len(protocol.JoinRecords(records)); n > protocol.MaxAuditBytes || len(records) > protocol.MaxAuditRecords {
@@ -157,6 +162,22 @@ func TestKeptWhileOutOfReach(t *testing.T) {
 	if s.messages > 30 {
 		t.Errorf("700 records in %d messages", s.messages)
 	}
+}
+
+// A controller that is back gets at once what waits for it, however long it was away.
+func TestConnectedEndsTheWait(t *testing.T) {
+	dir, s := t.TempDir(), &stream{news: make(chan struct{}, 1), down: true, refused: make(chan struct{}, 1)}
+	l := open(t, dir, s, 0)
+	l.retry = time.Hour
+	stop := running(t, l)
+	record(t, l, protocol.Release, 1)
+	<-s.refused
+	s.mu.Lock()
+	s.down = false
+	s.mu.Unlock()
+	l.Connected()
+	s.wait(t, 1)
+	stop()
 }
 
 // A message that may have arrived is sent again as it was, whatever was recorded since, so that the stream can drop it.

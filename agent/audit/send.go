@@ -21,9 +21,9 @@ const (
 )
 
 // Run carries records to the stream until ctx ends, oldest first, many to a message. What the stream does not take is
-// kept and tried again, less and less often.
+// kept and tried again, less and less often, and at once where Connected says so.
 func (l *Log) Run(ctx context.Context) error {
-	retry := retryFirst
+	retry := l.retry
 	var tried int64 // where the message ends that the stream may have got or not
 	for {
 		b, err := l.unsent(tried)
@@ -41,16 +41,26 @@ func (l *Log) Run(ctx context.Context) error {
 			wait, kick = retry+rand.N(retry), nil
 			retry = min(2*retry, retryLast)
 		case b.more:
-			wait, retry = 0, retryFirst
+			wait, retry = 0, l.retry
 		default:
-			retry = retryFirst
+			retry = l.retry
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-kick:
+		case <-l.reached:
+			retry = l.retry
 		case <-time.After(wait):
 		}
+	}
+}
+
+// Connected says that a controller is reached again. It does not block.
+func (l *Log) Connected() {
+	select {
+	case l.reached <- struct{}{}:
+	default:
 	}
 }
 
