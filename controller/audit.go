@@ -32,7 +32,7 @@ type auditor struct {
 // record adds a record to the chain, and to the log. The caller fills in what the record is about.
 func (a *auditor) record(ctx context.Context, r protocol.AuditRecord) error {
 	a.log.Info("audit", "user", r.User, "role", r.Role, "request", r.Request, "action", r.Action,
-		"target", r.Target, "payload", r.Payload, "outcome", r.Outcome, "reason", r.Reason)
+		"target", r.Target, "payload", r.Payload, "detail", r.Detail, "outcome", r.Outcome, "reason", r.Reason)
 	// A request that was cut off is recorded all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
 	defer cancel()

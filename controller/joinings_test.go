@@ -135,6 +135,9 @@ func TestJoin(t *testing.T) {
 
 	outcomes := map[string]string{}
 	for _, a := range r.auditRecords(t) {
+		if a.Action == protocol.AnswerJoining && a.Outcome == "ok" && a.Detail != "web1: let in by the token "+n.key {
+			t.Errorf("on record is %+v", a)
+		}
 		if a.Action == protocol.Join {
 			outcomes[a.Outcome] += a.Reason
 			if a.User != "web1" || a.Role != protocol.Joiner {

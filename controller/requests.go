@@ -53,6 +53,9 @@ func (t *term) request(ctx context.Context, m *nats.Msg) {
 	}
 	record := protocol.AuditRecord{User: sender.Name, Role: sender.Role, Request: short(claimed.ID, 64),
 		Action: protocol.Action(short(string(claimed.Action), 64)), Target: short(claimed.Target, 64), Payload: short(claimed.Payload, 64)}
+	if sender.Name != "" && !errors.Is(err, &protocol.Refusal{Code: protocol.Tampered}) {
+		record.Detail = protocol.Detail(claimed.Action, signed.Payload) // its sender signed it, whatever else is wrong
+	}
 	to := m.Reply
 	switch {
 	case sender.Name != "":

@@ -3,9 +3,7 @@ package protocol
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/nats-io/nkeys"
 )
@@ -196,63 +194,6 @@ func (o *TunnelOrder) Validate() error {
 		return nil
 	}
 	return CheckAddress(o.To)
-}
-
-// Detail says in a line what an order asks for, for the record: what was run, with which arguments, or what was reached.
-// It is "" for actions whose name says it all, and of what can't be decoded.
-func Detail(a Action, payload []byte) string {
-	var text string
-	switch a {
-	case RunCommand:
-		if o, err := Decode[CommandOrder](payload); err == nil {
-			text = quoted(o.Argv)
-		}
-	case RunShell:
-		if o, err := Decode[ShellOrder](payload); err == nil {
-			text = o.Text
-		}
-	case RunScript:
-		if o, err := Decode[ScriptOrder](payload); err == nil {
-			text = o.Module + ": " + quoted(o.Words)
-		}
-	case RotateSecret:
-		if o, err := Decode[RotateOrder](payload); err == nil {
-			text = o.Secret.Name
-		}
-	case OpenTunnel:
-		if o, err := Decode[TunnelOrder](payload); err == nil {
-			text = o.To
-		}
-	}
-	return oneLine(text, maxDetail)
-}
-
-// maxDetail bounds AuditRecord.Detail, in bytes.
-const maxDetail = 1024
-
-// quoted joins words so that it can be seen where each begins and ends.
-func quoted(words []string) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		quoted[i] = w
-		if w == "" || strings.ContainsFunc(w, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) || r == '"' || r == '\'' }) {
-			quoted[i] = strconv.Quote(w)
-		}
-	}
-	return strings.Join(quoted, " ")
-}
-
-func oneLine(s string, limit int) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
-	if len(s) > limit {
-		s = strings.ToValidUTF8(s[:limit], "") + "…"
-	}
-	return s
 }
 
 // ModuleAction is where a module's action is in a node's source tree.

@@ -106,6 +106,9 @@ func TestOrdersOfRunning(t *testing.T) {
 }
 
 func TestDetail(t *testing.T) {
+	token := mustKey(t, nkeys.CreateUser)
+	revoked, err := newFleet(t).keys.Publish(map[string]time.Time{token: now})
+	must(t, err)
 	for _, c := range []struct {
 		action  Action
 		payload any
@@ -115,6 +118,19 @@ func TestDetail(t *testing.T) {
 		{RunShell, ShellOrder{Text: "a\nb"}, "a b"},
 		{RunScript, ScriptOrder{Module: "hello", SHA256: Digest(nil), Words: []string{"status", "--x=1"}, Env: []byte("sealed")}, "hello: status --x=1"},
 		{OpenTunnel, TunnelOrder{To: "127.0.0.1:22", Public: make([]byte, 32)}, "127.0.0.1:22"},
+		{ReadFiles, FilesQuery{Path: "/etc/hosts"}, "/etc/hosts"},
+		{Release, NameRequest{Name: "/nix/store/x"}, "/nix/store/x"},
+		{RemoveNode, NameRequest{Name: "web1"}, "web1"},
+		{PutNode, NodeRecord{Name: "web1", Key: "UWEB1"}, "web1: key UWEB1"},
+		{TagNode, TagsRequest{Node: "web1", Tags: []string{"eu", "web"}}, "web1: eu web"},
+		{LockNode, LockRequest{Node: "web1", Reason: "disk"}, "web1: locked: disk"},
+		{LockNode, LockRequest{Node: "web1"}, "web1: unlocked"},
+		{AnswerJoining, JoinAnswer{Token: token, Node: "web1", User: "x"}, "web1: let in by the token " + token},
+		{AnswerJoining, JoinAnswer{Token: token, Node: "web1"}, "web1: the token " + token + " is void"},
+		{SteerRollout, RolloutOrder{ID: "d1", Verb: PauseRollout}, "d1: pause"},
+		{Deploy, DeployRequest{Deployment: "d1", Mode: Switch, Items: []DeployItem{{Node: "web1", Serial: 1, Digest: Digest(nil)}}}, "d1: switch web1"},
+		{PutAccount, AccountUpdate{Account: revoked.AccountJWT}, "revoked so far: 1"},
+		{PutAccount, AccountUpdate{Account: "x"}, ""},
 		{Ping, nil, ""},
 		{RunCommand, "nonsense", ""},
 	} {
