@@ -73,7 +73,7 @@ func TestRevoked(t *testing.T) {
 	}
 	look := func(s *nats.Subscription) protocol.Look {
 		t.Helper()
-		m := value[*nats.Msg](t)(s.NextMsg(10 * time.Second))
+		m := value[*nats.Msg](t)(s.NextMsg(30 * time.Second))
 		return value[protocol.Look](t)(protocol.Decode[protocol.Look](m.Data))
 	}
 	if l := look(looks["n1"]); l.Account != account {

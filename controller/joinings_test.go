@@ -59,7 +59,7 @@ func (n *newcomer) ask(t testing.TB) (protocol.JoinState, error) {
 
 func (n *newcomer) say(t testing.TB, data []byte) (state protocol.JoinState, err error) {
 	t.Helper()
-	m, err := n.nc.Request(protocol.UpSubject(n.token.Node, protocol.UpJoin), data, 10*time.Second)
+	m, err := n.nc.Request(protocol.UpSubject(n.token.Node, protocol.UpJoin), data, 30*time.Second)
 	if err != nil {
 		return state, err
 	}
@@ -126,7 +126,7 @@ func TestJoin(t *testing.T) {
 		}
 	}
 	asked[struct{}](t, admin, protocol.AnswerJoining, answer)
-	value[*nats.Msg](t)(nudged.NextMsg(10 * time.Second))
+	value[*nats.Msg](t)(nudged.NextMsg(30 * time.Second))
 	if s, err := n.ask(t); err != nil || s.User != answer.User || s.Account != r.c.verifier.Account() {
 		t.Errorf("after it: %+v, %v", s, err)
 	}

@@ -55,7 +55,7 @@ func (n *tokenMachine) ask() (state protocol.JoinState, err error) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	m, err := n.nc.Request(protocol.UpSubject(n.token.Node, protocol.UpJoin), protocol.Encode(message), 10*time.Second)
+	m, err := n.nc.Request(protocol.UpSubject(n.token.Node, protocol.UpJoin), protocol.Encode(message), 30*time.Second)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func (n *tokenMachine) ask() (state protocol.JoinState, err error) {
 // waits asks until it is let in, and becomes the node.
 func (n *tokenMachine) waits() {
 	n.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	state, err := n.ask()
 	for ; err == nil && state.User == "" && time.Now().Before(deadline); state, err = n.ask() {
 		time.Sleep(10 * time.Millisecond)
