@@ -40,10 +40,23 @@ type rig struct {
 	records   []protocol.AuditRecord
 }
 
+// packer and fleetKeys are for all rigs, of which there are a thousand. They are made before any bubble is.
+var (
+	packer = func() *zstd.Encoder {
+		w, err := zstd.NewWriter(nil, zstd.WithWindowSize(zstd.MinWindowSize))
+		if err != nil {
+			panic(err)
+		}
+		w.EncodeAll(nil, nil) // with that it makes its channel
+		return w
+	}()
+	fleetKeys, fleetKeysErr = protocol.NewFleet("fleet")
+)
+
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	keys, err := protocol.NewFleet("fleet")
-	must(t, err)
+	must(t, fleetKeysErr)
+	keys := fleetKeys
 	public, err := keys.Publish(nil)
 	must(t, err)
 	r := &rig{t: t, m: newMachine(t), keys: keys, public: public, dir: filepath.Join(t.TempDir(), "state"), etc: t.TempDir(), write: quickly}
@@ -99,10 +112,8 @@ func (r *rig) manifest(serial uint64, mode protocol.Mode, content string, more .
 }
 
 func (r *rig) file(path, data string) protocol.File {
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(zstd.MinWindowSize))
-	must(r.t, err)
 	digest := protocol.Digest([]byte(data))
-	packed := w.EncodeAll([]byte(data), nil)
+	packed := packer.EncodeAll([]byte(data), nil)
 	r.c.mu.Lock()
 	r.c.blobs[digest] = packed
 	r.c.mu.Unlock()
