@@ -240,7 +240,7 @@ func (a *app) connect(ctx context.Context) (*session, error) {
 func (a *app) connectAs(ctx context.Context, me *identity) (*session, error) {
 	urls := me.project.Settings.Controllers
 	if len(urls) == 0 {
-		return nil, fmt.Errorf("the project has no controller yet: nix-infra provision makes one, or nix-infra enroll NAME --controller; the URL of one that runs belongs into %s (controllers)", project.SettingsFile)
+		return nil, fmt.Errorf("the project has no controller yet: nix-infra provision (migrate, for machines that run NixOS) or nix-infra enroll NAME --controller makes one; the URL of one that runs belongs into %s (controllers)", project.SettingsFile)
 	}
 	if err := protocol.CheckControllers(urls); err != nil {
 		return nil, fmt.Errorf("controllers in the project's nix-infra.yaml: %w", err)

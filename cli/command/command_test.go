@@ -327,7 +327,7 @@ func TestBadInput(t *testing.T) {
 		{"newer fleet file", spoil("nix-infra/fleet.json", `{"v":2}`), []string{"status"}, "version 2"},
 		{"malformed settings", spoil("nix-infra.yaml", "fleet: [\n"), []string{"status"}, "nix-infra.yaml"},
 		{"unknown setting", spoil("nix-infra.yaml", "fleat: x\n"), []string{"status"}, "nix-infra.yaml"},
-		{"no controllers", spoil("nix-infra.yaml", "fleet: testfleet\n"), []string{"status"}, "the project has no controller yet: nix-infra provision makes one"},
+		{"no controllers", spoil("nix-infra.yaml", "fleet: testfleet\n"), []string{"status"}, "the project has no controller yet: nix-infra provision (migrate,"},
 		{"unreachable controller", nil, []string{"status"}, "can't reach the controller at tls://127.0.0.1:1"},
 		{"wrong password", env("SECRETS_PASS", "wrong"), []string{"status"}, "password"},
 		{"no password", env("SECRETS_PASS", ""), []string{"status", "--batch"}, "SECRETS_PASS"},

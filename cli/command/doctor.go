@@ -164,7 +164,7 @@ func (d *doctor) openFleet(ctx context.Context) {
 		d.add(warning, "credentials of "+me.Name, "credentials", "nix-infra access add, by an admin", "they end at %s", date(time.Unix(me.expires, 0)))
 	}
 	if len(me.project.Settings.Controllers) == 0 {
-		d.add(warning, project.SettingsFile, "controllers", "nix-infra provision or nix-infra enroll CTL --controller makes one, and its URL goes into controllers", "there is no controller yet, and nothing can be asked of the fleet")
+		d.add(warning, project.SettingsFile, "controllers", "nix-infra provision (migrate, for machines that run NixOS) or nix-infra enroll CTL --controller makes one, and its URL goes into controllers", "there is no controller yet, and nothing can be asked of the fleet")
 		d.me = nil
 		return
 	}

@@ -92,7 +92,7 @@ func (d *doctor) checkNames() {
 // checkMachinesKeys looks for the keys by which servers.yaml says that machines are reached.
 func (d *doctor) checkMachinesKeys() {
 	servers, _ := d.project.Servers()
-	missing := map[string]bool{}
+	missing := map[string]bool{filepath.Join(d.dir, "ssh", d.project.SSHKeyName()): true} // told of already
 	for _, s := range servers {
 		path := s.SSHKey
 		if !filepath.IsAbs(path) {

@@ -179,7 +179,7 @@ func TestTreeErrors(t *testing.T) {
 		"two ssh keys":      {map[string]string{"configuration.nix": "[%%sshKey%%]", "ssh/nixinfra.pub": "a\nb\n"}, TreeRequest{}, []string{"not one line"}},
 		"a sly ssh key":     {map[string]string{"configuration.nix": "[%%sshKey%%]", "ssh/nixinfra.pub": "a ${b}\n"}, TreeRequest{}, []string{"break out"}},
 		"no secret":         {map[string]string{"nodes/n1.nix": "[%%secrets/a/%%]\n[%%secrets/%%]\n[%%pre-build-secrets/..%%]"}, TreeRequest{}, []string{":1: ", ":2: ", ":3: "}},
-		"no token":          {map[string]string{"node_types/control_node.nix": "[%%etcdClusterToken%%] [%%etcdCluster%%]"}, TreeRequest{Control: true}, []string{"no cluster id is given", "no control nodes are known"}},
+		"no token":          {map[string]string{"node_types/control_node.nix": "[%%etcdClusterToken%%] [%%etcdCluster%%]"}, TreeRequest{Control: true}, []string{"no cluster id is known; nix-infra init-ctrl records it", "no control nodes are known"}},
 		"no control node":   {nil, TreeRequest{Control: true}, []string{"node_types/control_node.nix is missing"}},
 		"bad control node":  {map[string]string{"node_types/a.nix": "[%%etcdCluster%%]"}, TreeRequest{NodeModule: "a", ControlNodes: []NodeFacts{{Name: `e"`, IPv4: "192.0.2.1"}}}, []string{"not a valid name"}},
 		"no module":         {map[string]string{"node_types/cluster_node.nix": "x"}, TreeRequest{NodeModule: "cluster-node"}, []string{"node module cluster-node does not exist; did you mean cluster_node?"}},

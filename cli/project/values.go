@@ -63,7 +63,7 @@ func (c *composer) etcdCluster() (string, error) {
 
 func (c *composer) etcdClusterToken() (string, error) {
 	if c.ClusterUUID == "" {
-		return "", errors.New("no cluster id is given; give --cluster-uuid")
+		return "", errors.New("no cluster id is known; nix-infra init-ctrl records it, or update-ctrl for a cluster that runs already (--cluster-uuid)")
 	}
 	return c.ClusterUUID, nixString(c.ClusterUUID)
 }
