@@ -39,7 +39,7 @@ demo: ## a controller, three nodes, two deploys and a rollback, on this machine 
 test: test-unit test-lab ## all tests: unit and integration with the race detector, then real nodes in the lab
 
 test-unit:
-	go test -race -timeout 15m $(if $(MEMORY),-exec 'env -u GOTMPDIR TMPDIR=$(MEMORY)') $(UNIT)
+	GORACE=atexit_sleep_ms=100 go test -race -timeout 15m $(if $(MEMORY),-exec 'env -u GOTMPDIR TMPDIR=$(MEMORY)') $(UNIT)
 	go test -run '^TestSimulation$$' -v ./controller/rollout # all its fleets: with the race detector it takes a tenth of them
 
 test-lab:
