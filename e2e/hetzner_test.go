@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -57,11 +58,17 @@ func (f *fleet) atHetzner(o hetzner.Options) *atHetzner {
 	return h
 }
 
-// cli runs the CLI with the token.
+// command is the CLI with the token.
+func (h *atHetzner) command(args ...string) *exec.Cmd {
+	cmd := h.fleet.command(args...)
+	cmd.Env = append(cmd.Env, "HCLOUD_TOKEN=secret", "HCLOUD_ENDPOINT="+h.endpoint)
+	return cmd
+}
+
+// cli runs it.
 func (h *atHetzner) cli(args ...string) result {
 	h.t.Helper()
 	cmd := h.command(args...)
-	cmd.Env = append(cmd.Env, "HCLOUD_TOKEN=secret", "HCLOUD_ENDPOINT="+h.endpoint)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
@@ -95,7 +102,8 @@ func ordersServer(r hetzner.Request) bool {
 }
 
 // TestProvisionHetzner goes from nothing at all, but a project folder, to three nodes that run their configuration, by one
-// command. The API is slow, gives two entries a page, and lets few requests through.
+// command, also where that was killed while the machines were made. The API is slow, gives two entries a page, and lets few
+// requests through.
 func TestProvisionHetzner(t *testing.T) {
 	f := bareLab(t)
 	f.copyProject()
@@ -127,6 +135,12 @@ func TestProvisionHetzner(t *testing.T) {
 		t.Fatalf("the dry run made something: %d requests that change, %d machines", n, len(f.lab.Nodes()))
 	}
 
+	h.kill(syscall.SIGKILL, h.command(command...), func(line string) bool { return strings.HasPrefix(line, "db1: create: ordering") })
+	for _, s := range h.fake.Servers() {
+		if s.Labels["nix-infra/fleet"] != "lab" || s.Labels["nix-infra/node"] != s.Name {
+			t.Errorf("the run that was killed left %s with the labels %v", s.Name, s.Labels)
+		}
+	}
 	h.must(command...)
 	for _, s := range h.fake.Servers() {
 		if s.Labels["nix-infra/fleet"] != "lab" || s.Labels["nix-infra/node"] != s.Name || s.PlacementGroup == nil {
