@@ -279,7 +279,7 @@ func TestProvisionInterrupted(t *testing.T) {
 		out.await("web1: convert: ")
 		interrupt()
 	}()
-	r := s.runContext(ctx, out, slices.Concat([]string{"provision", "web1", "--no-deploy"}, flags, s.infectScript("sleep 2"))...)
+	r := s.runContext(ctx, out, slices.Concat([]string{"provision", "web1", "--no-deploy"}, flags, s.infectScript(`while [ -d "$FAKE_ROOT" ]; do sleep 0.1; done`))...)
 	if r.status != Interrupted || !strings.Contains(r.stderr, "run the same command again") {
 		t.Errorf("status %d\n%s", r.status, r.stderr)
 	}
