@@ -41,7 +41,7 @@ const suite = "trixie"
 var nodePackages = []string{
 	"systemd", "systemd-sysv", "dbus", "openssh-server", "openssh-client", "iproute2", "iputils-ping", "nftables",
 	"procps", "ca-certificates", "kmod", "libnss-systemd", "nix-bin", "nix-setup-systemd", "git", "curl", "jq", "netcat-openbsd",
-	"sudo", "busybox-static",
+	"sudo", "busybox-static", "etcd-server", "etcd-client", "haproxy",
 }
 
 // unusedFor is how long a layer is kept that no lab has asked for.
