@@ -65,15 +65,15 @@ func testConfigurations(t *testing.T, m *machine) {
 		systemd.services.systemd-journald.serviceConfig.Nice = 1;`)
 	m.ok(t, first, "test")
 	contains(t, m.sh(t, `id app; stat -c '%a %U' /var/lib/app /run/app /etc/app.conf; cat /etc/app.conf /run/app/ready /etc/ssh/authorized_keys.d/root /etc/testos/networking
-		getent passwd app; systemctl is-active daily.timer web.socket; sshd -T | grep -e ^port -e ^x11f; bash -c 'cat </dev/tcp/127.0.0.1/8080'; for i in 1 2 3 4 5 6 7 8 9; do [ -e /run/app/word ] || sleep 0.2; done; cat /run/app/word
+		getent passwd app; systemctl is-active daily.timer web.socket; sshd -T | grep -e ^port -e ^x11f; bash -c 'cat </dev/tcp/127.0.0.1/8080'; timeout 30 sh -c "until [ -s /run/app/word ]; do sleep 0.1; done"; cat /run/app/word
 		systemctl show -p Nice systemd-journald; . /etc/profile.d/nixos.sh; echo $EDITOR`),
 		"gid=990(app) groups=990(app)", "(wheel)", "700 app\n700 app\n640 root\none\n1\nssh-ed25519 AAAA me\nstatic\n", "it's app:/var/lib/app:/usr/sbin/nologin\n", "active\nactive\n",
 		"port 22\nport 2222\n", "x11forwarding no", "pong", "a \"b\"\n", "Nice=1", "vi")
 	// Others than these are dropped, at the network's side.
 	reached := func(port string) bool {
-		return m.lab.Command(t.Context(), "timeout", "1", "bash", "-c", "</dev/tcp/"+m.IP+"/"+port).Run() == nil
+		return m.lab.Command(t.Context(), "timeout", "5", "bash", "-c", "</dev/tcp/"+m.IP+"/"+port).Run() == nil
 	}
-	m.sh(t, "systemd-run --quiet --collect --unit=eighty nc -lk 80; systemd-run --quiet --collect --unit=other nc -lk 81")
+	m.sh(t, "systemd-run --quiet --collect --unit=eighty nc -lk 80; systemd-run --quiet --collect --unit=other nc -lk 81; timeout 30 sh -c 'until nc -z 127.0.0.1 80 && nc -z 127.0.0.1 81; do sleep 0.1; done'")
 	if !reached("22") || !reached("2222") || !reached("80") || reached("81") {
 		t.Error("other ports are open than the firewall says")
 	}

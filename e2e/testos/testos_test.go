@@ -218,7 +218,7 @@ func testEtc(t *testing.T, m *machine) {
 		t.Errorf("files or app: %q", got)
 	}
 	// The journal has its words a moment after the unit counts as started.
-	_, err := m.Exec(t.Context(), "timeout", "10", "bash", "-c", `grep -q -m1 "^it's me$" < <(journalctl -b -o cat -u hello -n all -f)`)
+	_, err := m.Exec(t.Context(), "timeout", "30", "bash", "-c", `grep -q -m1 "^it's me$" < <(journalctl -b -o cat -u hello -n all -f)`)
 	must(t, err)
 	second := m.build(t, module(`etc."app/a.conf".text = "a2\n"; etc."app/c.conf".text = "c2\n";`))
 	m.ok(t, second, "test")
