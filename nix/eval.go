@@ -25,7 +25,7 @@ func Eval(ctx context.Context, dir, attr string, log func(line string)) (string,
 		return "", err
 	}
 	out := &bounded{limit: maxPrinted}
-	err = job{what: "the evaluation", program: "nix", log: log, out: out, env: []string{"GC_MAXIMUM_HEAP_SIZE=" + maxHeap, "NIX_PATH="}, args: []string{"--extra-experimental-features", features,
+	err = job{what: "the evaluation", program: "nix", log: log, out: out, env: []string{"GC_MAXIMUM_HEAP_SIZE=" + maxHeap}, args: []string{"--extra-experimental-features", features,
 		"eval", "--raw", "path:" + dir + "#" + attr + ".drvPath", "--no-write-lock-file", "--show-trace",
 		"--option", "pure-eval", "true", "--option", "restrict-eval", "true", "--option", "allowed-uris", strings.Join(inputs, " "),
 		"--option", "allow-unsafe-native-code-during-evaluation", "false",
