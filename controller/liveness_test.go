@@ -142,7 +142,10 @@ func TestBeatsAreAnsweredWithLook(t *testing.T) {
 		t.Fatalf("a node with the newest account was told %+v", looks)
 	}
 	n1.beat(t, current)
-	eventually(t, "the beat", func() bool { alive, _ := r.c.current.Load().alive.State("n1"); return alive.Beat.Account == current.Account })
+	eventually(t, "the beat", func() bool {
+		alive, _ := r.c.current.Load().alive.State("n1")
+		return alive.Beat.Account == current.Account
+	})
 	if m := value[protocol.ManifestReply](t)(n1.manifest(t, "")); m.Account != "" || m.Digest != item.Digest {
 		t.Fatalf("a node with the newest account got %+v", m)
 	}
