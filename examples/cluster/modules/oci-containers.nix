@@ -97,6 +97,7 @@ let
       serviceConfig = {
         Type = "notify";
         NotifyAccess = "all";
+        SuccessExitStatus = [ 143 137 ]; # what a container ends with that was told to, and one that did not listen
         Restart = "always";
         RestartSec = 5;
         TimeoutStartSec = 0;
