@@ -107,9 +107,10 @@ func TestBeatsAreAnsweredWithLook(t *testing.T) {
 	r := startRig(t)
 	admin := r.person("anna", protocol.Admin)
 	n1 := r.online(admin, "n1")[0]
-	item := admin.deploy(t, "d1", 5, "n1")[0]
-	admin.released(t, "d1", "n1")
 	sub := value[*nats.Subscription](t)(n1.nc.SubscribeSync(protocol.LookSubject("n1")))
+	must(t, n1.nc.Flush())
+	item := admin.deploy(t, "d1", 5, "n1")[0]
+	value[*nats.Msg](t)(sub.NextMsg(time.Minute)) // that it was released
 	// told is what a beat is answered with, up to the answer to another one, whose account is old.
 	told := func(b protocol.Beat) (looks []protocol.Look) {
 		t.Helper()
