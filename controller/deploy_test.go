@@ -294,7 +294,7 @@ func TestUploads(t *testing.T) {
 		}
 	}
 	must(t, put(piece(0, 100)))
-	must(t, put(piece(0, 200))) // starts again
+	must(t, put(piece(0, 200))) // again, or another run
 	must(t, put(piece(100, 300)))
 	if err := put(piece(301, 400)); err == nil {
 		t.Error("a gap was accepted")
@@ -305,6 +305,17 @@ func TestUploads(t *testing.T) {
 	must(t, put(protocol.BlobPiece{Digest: digest, Size: wrong.Size, Offset: 300, Data: wrong.Data[:1000]}))
 	if err := put(protocol.BlobPiece{Digest: digest, Size: wrong.Size, Offset: 1300, Data: wrong.Data[1000:]}); err == nil || r.c.broker.Blobs.Has(digest) {
 		t.Errorf("a damaged blob was kept (%v)", err)
+	}
+	// Two runs at once send the same; who is behind when it is whole goes on, too.
+	both := compress(t, big[:3000])
+	part := func(from, to int) protocol.BlobPiece {
+		return protocol.BlobPiece{Digest: protocol.Digest(big[:3000]), Size: int64(len(both)), Offset: int64(from), Data: both[from:to]}
+	}
+	for _, p := range []protocol.BlobPiece{part(0, 1000), part(0, 500), part(1000, 2000), part(500, 1500), part(2000, len(both)), part(1500, 2500), part(2500, len(both))} {
+		must(t, put(p))
+	}
+	if !r.c.broker.Blobs.Has(protocol.Digest(big[:3000])) {
+		t.Error("what two runs sent was not put together")
 	}
 	// Many at once: what comes before a bad one stays, and sending all of it again is no mistake.
 	small := func(text string) protocol.BlobPiece {

@@ -60,7 +60,7 @@ func (u *uploads) piece(user string, p protocol.BlobPiece) (whole []byte, done b
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p.Size != s.size || p.Offset > s.received {
+	if !u.has(key, s) || p.Offset > s.received { // another run of the same user sent the end of it meanwhile
 		return nil, false, protocol.Refuse(protocol.Conflict, "blob %s: the next piece is the one at %d of %d bytes; send the blob again from its start", p.Digest, s.received, s.size)
 	}
 	if err := s.write(p); err != nil {
@@ -86,13 +86,14 @@ func (s *spool) write(p protocol.BlobPiece) (err error) {
 	return errors.Join(err, f.Close())
 }
 
-// spool finds the file for an upload. The first piece makes a new one.
+// spool finds the file for an upload. The first piece makes a new one, unless the same user sends the same already: two
+// runs put together what either would.
 func (u *uploads) spool(key spoolKey, p protocol.BlobPiece) (*spool, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now := time.Now()
 	s, ok := u.open[key]
-	if ok && p.Offset == 0 {
+	if ok && p.Size != s.size { // it was compressed in another way
 		u.remove(key, s)
 		ok = false
 	}
@@ -112,6 +113,12 @@ func (u *uploads) spool(key spoolKey, p protocol.BlobPiece) (*spool, error) {
 	}
 	s.touched = now
 	return s, nil
+}
+
+func (u *uploads) has(key spoolKey, s *spool) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.open[key] == s
 }
 
 func (u *uploads) drop(key spoolKey, s *spool) {

@@ -188,13 +188,26 @@ func TestUpload(t *testing.T) {
 	source := rand.NewChaCha8([32]byte{1})
 	source.Read(big) // does not compress: several pieces
 	blobs := map[string][]byte{}
-	for _, data := range [][]byte{big, []byte("small"), {}} {
+	for _, data := range [][]byte{slices.Clone(big), []byte("small"), {}} {
 		blobs[protocol.Digest(data)] = data
 	}
 	done, err := c.Upload(t.Context(), blobs)
 	if err != nil || done.Blobs != 3 || done.Bytes < int64(len(big)) {
 		t.Fatalf("%+v, %v", done, err)
 	}
+	// What a controller has of a blob is lost with it; whoever sends it begins again, and not for ever.
+	source.Read(big)
+	again := map[string][]byte{protocol.Digest(big): slices.Clone(big)}
+	f.ForgetUploads(2)
+	if done, err = c.Upload(t.Context(), again); err != nil || done.Blobs != 1 || !slices.Equal(f.Blob(protocol.Digest(big)), big) {
+		t.Errorf("where its beginning is lost twice: %+v, %v", done, err)
+	}
+	source.Read(big)
+	f.ForgetUploads(100)
+	if _, err = c.Upload(t.Context(), map[string][]byte{protocol.Digest(big): big}); !errors.Is(err, &protocol.Refusal{Code: protocol.Conflict}) {
+		t.Errorf("where it is lost again and again: %v", err)
+	}
+	f.ForgetUploads(0)
 	f.Requests()
 	for i := range 3000 { // more than go into one request
 		data := fmt.Appendf(nil, "file %d", i)

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 const (
 	uploads    = 4       // requests at a time
+	beginnings = 5       // of an upload, where the controller lost what it had of a blob
 	batchBytes = 2 << 20 // of blobs, before compression, that one of them sends one after the other
 )
 
@@ -23,8 +25,22 @@ type Uploaded struct {
 	Bytes int64 // that were sent, compressed
 }
 
-// Upload gives the controller the blobs (by digest) that it does not have yet.
-func (c *Client) Upload(ctx context.Context, blobs map[string][]byte) (Uploaded, error) {
+// Upload gives the controller the blobs (by digest) that it does not have yet. Where it lost the beginning of one, because
+// another controller leads now or another run was faster, what is missing then is sent again.
+func (c *Client) Upload(ctx context.Context, blobs map[string][]byte) (done Uploaded, err error) {
+	for range beginnings {
+		var sent Uploaded
+		sent, err = c.upload(ctx, blobs)
+		done.Blobs, done.Bytes = max(done.Blobs, sent.Blobs), done.Bytes+sent.Bytes
+		if !errors.Is(err, &protocol.Refusal{Code: protocol.Conflict}) {
+			break
+		}
+	}
+	return done, err
+}
+
+// upload sends what is missing now.
+func (c *Client) upload(ctx context.Context, blobs map[string][]byte) (Uploaded, error) {
 	missing, err := c.missing(ctx, blobs)
 	if err != nil {
 		return Uploaded{}, err
@@ -34,7 +50,6 @@ func (c *Client) Upload(ctx context.Context, blobs map[string][]byte) (Uploaded,
 		return Uploaded{}, err
 	}
 	defer encoder.Close()
-	done := Uploaded{Blobs: len(missing)}
 	var sent atomic.Int64
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(uploads)
@@ -53,11 +68,10 @@ func (c *Client) Upload(ctx context.Context, blobs map[string][]byte) (Uploaded,
 			return p.flush()
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return Uploaded{}, fmt.Errorf("uploading: %w", err)
+	if err = group.Wait(); err != nil {
+		err = fmt.Errorf("uploading: %w", err)
 	}
-	done.Bytes = sent.Load()
-	return done, nil
+	return Uploaded{len(missing), sent.Load()}, err
 }
 
 // batches splits blobs into parts of about batchBytes, so that several can be compressed and sent at a

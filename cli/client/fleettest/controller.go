@@ -221,9 +221,12 @@ func (f *Fleet) putPiece(p protocol.BlobPiece) error {
 	}
 	if p.Offset == 0 {
 		f.pieces[p.Digest] = nil
+	} else if f.forgets > 0 {
+		f.forgets--
+		f.pieces[p.Digest] = nil
 	}
 	if p.Offset != int64(len(f.pieces[p.Digest])) {
-		return protocol.Refuse(protocol.Invalid, "piece at %d, expected %d", p.Offset, len(f.pieces[p.Digest]))
+		return protocol.Refuse(protocol.Conflict, "piece at %d, expected %d", p.Offset, len(f.pieces[p.Digest]))
 	}
 	f.pieces[p.Digest] = append(f.pieces[p.Digest], p.Data...)
 	if int64(len(f.pieces[p.Digest])) < p.Size {
@@ -241,6 +244,13 @@ func (f *Fleet) putPiece(p protocol.BlobPiece) error {
 	f.blobs[p.Digest] = data
 	f.uploads++
 	return nil
+}
+
+// ForgetUploads has the controller lose what it has of a blob, as often as it is told.
+func (f *Fleet) ForgetUploads(times int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forgets = times
 }
 
 // Blob is what the controller keeps under a digest.

@@ -42,6 +42,7 @@ type Fleet struct {
 	xkeys       map[string]nkeys.KeyPair
 	blobs       map[string][]byte
 	pieces      map[string][]byte
+	forgets     int
 	manifests   map[string]string // digests, by deployment and node
 	deployments []*protocol.Deployment
 	through     map[string]time.Time // waves, by deployment and number
