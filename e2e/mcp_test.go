@@ -214,24 +214,17 @@ var devCalls = map[string]toolCall{
 // TestMCP: every tool of the three servers over stdio and HTTP, by a client that we did not write. What changes something asks
 // a person. A server that was talked into anything runs nothing on a node, and one that was tampered with is a viewer.
 func TestMCP(t *testing.T) {
-	etcdctl := buildEtcdctl()
 	f := newFleet(t, "n1", "n2")
 	f.write("nodes/n1.nix", service("hello from the test", ""))
 	f.write("nodes/n2.nix", service("hello", strings.ReplaceAll(failing, "Type", `Restart = "no"; Type`)))
 	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s")
 	f.cli("deploy", "n2", "--timeout", "60s", "--settle", "3s") // it fails, and is rolled back
 
-	clusters := maps.Clone(fleetCalls)
-	if err := <-etcdctl; err != nil {
-		t.Logf("LEFT OUT: the tool etcd, because etcdctl can't be built here: %v", err)
-		clusters["etcd"] = toolCall{fleetCalls["etcd"].inputs, "n1", true}
-	} else {
-		f.startCluster(f.nodes["n1"])
-	}
+	f.startCluster(f.nodes["n1"])
 
 	token := f.bearerToken("e2e")
 	for i, server := range servers {
-		calls := clusters
+		calls := fleetCalls
 		if server == "dev" {
 			calls = devCalls
 		}
@@ -242,7 +235,7 @@ func TestMCP(t *testing.T) {
 		f.everyTool(f.overStdio("", server), server+" over stdio", calls)
 		f.everyTool(f.overHTTP(8787+i, token, server), server+" over HTTP", calls)
 	}
-	f.inspect(8787, token, clusters)
+	f.inspect(8787, token, fleetCalls)
 	f.typedAnswers()
 	f.personConfirms()
 	f.untrustedJournal()
@@ -250,38 +243,18 @@ func TestMCP(t *testing.T) {
 	f.hostileAssistant()
 }
 
-// buildEtcdctl builds etcdctl (e2e/etcdctl) while the lab boots, and says when it is there.
-func buildEtcdctl() <-chan error {
-	built := make(chan error, 1)
-	go func() {
-		cmd := exec.Command("go", "build", "-C", "etcdctl", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(programs.dir, "etcdctl"), "go.etcd.io/etcd/etcdctl/v3")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("%w: %.500s", err, out)
-		}
-		built <- err
-	}()
-	return built
-}
-
 // startCluster makes a node one of a cluster, as far as etcd is concerned: a real etcd, where nodes of a cluster have theirs, with a
 // key of the cluster's and one of somebody else's.
 func (f *fleet) startCluster(node *lab.Node) {
 	f.t.Helper()
-	for program, local := range map[string]string{"/usr/local/bin/etcdctl": filepath.Join(programs.dir, "etcdctl"), "/usr/local/bin/etcd": programs.hub} {
-		if err := node.CopyTo(local, program, 0o755); err != nil {
-			f.t.Fatal(err)
-		}
-	}
-	f.exec(node, "systemd-run", "--quiet", "--unit=etcd", "/usr/local/bin/etcd", "etcd", "/var/lib/etcd", "127.0.0.1")
+	f.exec(node, "systemd-run", "--quiet", "--unit=cluster-etcd", "--property=StateDirectory=cluster-etcd", "/usr/bin/etcd", "--data-dir=/var/lib/cluster-etcd")
 	f.eventually(30*time.Second, func() string {
-		if out, err := node.Exec(f.ctx, "/usr/local/bin/etcdctl", "put", "/cluster/nodes/n1", "of the mesh"); err != nil {
+		if out, err := node.Exec(f.ctx, "etcdctl", "put", "/cluster/nodes/n1", "of the mesh"); err != nil {
 			return fmt.Sprintf("etcd: %v %s", err, out)
 		}
 		return ""
 	})
-	f.exec(node, "/usr/local/bin/etcdctl", "put", "/elsewhere", "TOP-SECRET")
+	f.exec(node, "etcdctl", "put", "/elsewhere", "TOP-SECRET")
 	a := f.overStdio("", "cluster")
 	for query, says := range map[string]string{
 		"get /cluster/nodes/n1 -w json": `"kvs":[`, "get --prefix --keys-only /cluster": "/cluster/nodes/n1", "member list": "started", "endpoint health": "is healthy", "endpoint status -w table": "127.0.0.1:2379", "version": "etcdctl version: 3.",
@@ -296,7 +269,7 @@ func (f *fleet) startCluster(node *lab.Node) {
 			f.t.Errorf("etcd %s was done: %s", query, got.text)
 		}
 	}
-	if out := f.exec(node, "/usr/local/bin/etcdctl", "get", "--print-value-only", "/cluster/nodes/n1"); out != "of the mesh" {
+	if out := f.exec(node, "etcdctl", "get", "--print-value-only", "/cluster/nodes/n1"); out != "of the mesh" {
 		f.t.Errorf("/cluster/nodes/n1 is %q now", out)
 	}
 }
@@ -389,7 +362,7 @@ func (f *fleet) inspect(port int, token string, clusters map[string]toolCall) {
 	var wait sync.WaitGroup
 	for server, tools := range map[string][2]string{"cluster": {"systemctl", "etcd"}, "machine": {"system-stats", "journalctl"}, "dev": {"server-info", "search"}} {
 		for i, way := range []string{"stdio", "HTTP"} {
-			calls := clusters
+			calls := fleetCalls
 			if server == "dev" {
 				calls = devCalls
 			}

@@ -2,9 +2,9 @@
 
 // Command hub is what a fleet with several controllers shares: a nats-server in operator mode, with JetStream and TLS,
 // on port 4222, and an etcd on port 2379. Both are the real ones. It has the identity of an enrolled controller, for its
-// certificate and the fleet's public keys. With etcd in front, it is an etcd alone, and needs none.
+// certificate and the fleet's public keys.
 //
-//	hub [etcd] DIR HOST
+//	hub DIR HOST
 package main
 
 import (
@@ -28,15 +28,11 @@ import (
 const readyWithin = 30 * time.Second
 
 func main() {
-	args, work := os.Args[1:], run
-	if len(args) > 0 && args[0] == "etcd" {
-		args, work = args[1:], runEtcd
-	}
-	if len(args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: hub [etcd] DIR HOST")
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: hub DIR HOST")
 		os.Exit(2)
 	}
-	if err := work(args[0], args[1]); err != nil {
+	if err := run(os.Args[1], os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "hub:", err)
 		os.Exit(1)
 	}
@@ -58,17 +54,6 @@ func run(dir, host string) error {
 	}
 	fmt.Println("ready")
 	go broker.WaitForShutdown()
-	return <-etcd.Err()
-}
-
-// runEtcd is etcd alone.
-func runEtcd(dir, host string) error {
-	etcd, err := startEtcd(dir, host)
-	if err != nil {
-		return fmt.Errorf("etcd: %w", err)
-	}
-	defer etcd.Close()
-	fmt.Println("ready")
 	return <-etcd.Err()
 }
 
