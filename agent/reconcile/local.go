@@ -151,9 +151,8 @@ var ErrSlow = errors.New("the events were not taken in time")
 // Follow tells of a deployment from where it stands to its end, which is nil. It returns what tell returns,
 // too, and an Unknown refusal for a deployment that the node knows nothing of.
 func (e *Engine) Follow(ctx context.Context, deployment string, tell func(protocol.Event) error) error {
-	events := e.followers.add(deployment)
+	events, ev, err := e.follow(deployment)
 	defer e.followers.remove(events)
-	ev, err := e.standing(deployment)
 	for err == nil {
 		if ev.Phase != "" {
 			err = tell(ev)
@@ -174,15 +173,18 @@ func (e *Engine) Follow(ctx context.Context, deployment string, tell func(protoc
 	return err
 }
 
-// standing is where a deployment stands; without a phase while it waits to be taken up.
-func (e *Engine) standing(deployment string) (protocol.Event, error) {
-	given, failed := e.box.wasGiven(deployment)
+// follow begins to collect the events of a deployment, and says where it stands: without a phase while it
+// waits to be taken up. Both in one moment of the journal, which is written before an event is told of: else
+// phases would be collected that were over already where it stands.
+func (e *Engine) follow(deployment string) (events chan protocol.Event, ev protocol.Event, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	ev := protocol.Event{Version: protocol.Version, Time: e.now()}
+	events = e.followers.add(deployment)
+	given, failed := e.box.wasGiven(deployment) // what fails afterwards is told of
+	ev = protocol.Event{Version: protocol.Version, Time: e.now()}
 	if s := e.j.State; s.Deployment == deployment {
 		ev.Phase, ev.Reason = s.Phase, s.Reason
-		return ev, nil
+		return events, ev, nil
 	}
 	for _, r := range e.j.Reports { // the newest counts
 		if r.Deployment == deployment {
@@ -193,13 +195,13 @@ func (e *Engine) standing(deployment string) (protocol.Event, error) {
 		ev.Phase, ev.Reason = protocol.FailedPhase, failed
 	}
 	if given || ev.Phase != "" {
-		return ev, nil
+		return events, ev, nil
 	}
 	if _, found := e.j.newest(func(c Confirmation) bool { return c.Deployment == deployment }); found {
 		ev.Phase = protocol.Confirmed
-		return ev, nil
+		return events, ev, nil
 	}
-	return ev, protocol.Refuse(protocol.Unknown, "%s knows nothing of deployment %s any more", e.o.Node, deployment)
+	return events, ev, protocol.Refuse(protocol.Unknown, "%s knows nothing of deployment %s any more", e.o.Node, deployment)
 }
 
 // followers are those who follow deployments, by the channels that they read.
