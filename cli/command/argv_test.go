@@ -120,3 +120,27 @@ func TestOlderArgv(t *testing.T) {
 		}
 	}
 }
+
+// Whatever is on or off may be said with no- before it, as to the earlier tool, and the last word counts.
+func TestNegatedFlags(t *testing.T) {
+	for line, want := range map[string]struct{ batch, debug, rebuild bool }{
+		"fleet update a --batch --no-batch --debug --no-debug --no-rebuild": {},
+		"--no-batch --debug fleet update a --batch --no-rebuild --rebuild":  {true, true, true},
+		"cluster update-node a --rebuild --no-batch --batch":                {true, false, true},
+		"cluster update-node a --batch 25% --no-batch --no-rebuild=false":   {false, false, true},
+		"ssh-key remove --name k --batch --no-batch --debug":                {false, true, false},
+		"cluster etcd --no-debug=false ctl get --batch --no-batch=false":    {true, true, false},
+	} {
+		a := &app{}
+		root := a.root()
+		args := strings.Fields(line)
+		c, rest, err := root.Find(joinBatch(root, args))
+		if err == nil {
+			err = c.ParseFlags(rest)
+		}
+		rebuild, _ := c.Flags().GetBool("rebuild")
+		if err != nil || a.batch != want.batch || a.debug != want.debug || rebuild != want.rebuild {
+			t.Errorf("%s: batch %t, debug %t, rebuild %t, want %v; %v", line, a.batch, a.debug, rebuild, want, err)
+		}
+	}
+}

@@ -200,6 +200,7 @@ offline and follow later, 130 interrupted.`,
 	}
 	root.AddCommand(a.versionCommand(), registryCommand())
 	explainWords(root)
+	negatable(root)
 	return root
 }
 

@@ -110,8 +110,8 @@ const batchAlone = "true"
 func (b batchFlag) String() string { return "" }
 func (b batchFlag) Type() string   { return "bool" } // help shows nothing of batchAlone then
 func (b batchFlag) Set(text string) error {
-	if text == batchAlone {
-		*b.quiet = true
+	if text == batchAlone || text == "false" { // of --no-batch
+		*b.quiet = text == batchAlone
 		return nil
 	}
 	*b.size = text

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -46,13 +45,7 @@ func (u *updateOptions) flags(a *app, c *cobra.Command, rebuild bool) {
 	f := c.Flags()
 	f.StringArrayVar(&u.targets, "target", nil, targetUsage)
 	u.mode = string(protocol.Switch)
-	u.rebuild = rebuild
-	f.BoolVar(&u.rebuild, "rebuild", rebuild, "deploy to the nodes, too")
-	f.BoolFunc("no-rebuild", "only check and record it; the next deployment takes it", func(text string) error {
-		not, err := strconv.ParseBool(text)
-		u.rebuild = !not
-		return err
-	})
+	f.BoolVar(&u.rebuild, "rebuild", rebuild, "deploy to the nodes, too; with --no-rebuild it is only checked and recorded, and the next deployment takes it")
 	f.BoolVar(&u.allowUnknownPlaceholders, "allow-unknown-placeholders", false, "leave placeholders that nobody knows as they are")
 	f.BoolVar(&u.allowMissing, "allow-missing", false, "leave out secrets that are not in the project, with a warning: a node that has one of before loses it")
 	f.BoolVar(&u.impure, "impure", false, "let the evaluation see the environment of the machine that builds")

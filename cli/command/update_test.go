@@ -171,7 +171,7 @@ func TestOlderDeploymentsRefused(t *testing.T) {
 		{"test folder __test__/nope does not exist", []string{"fleet", "deploy-apps", "--target=web1", "--test-dir=__test__/nope"}},
 		{"target web9 matches no node", []string{"fleet", "deploy-apps", "--target=web1 web9"}},
 		{"update which nodes?", []string{"fleet", "update", "--target= "}},
-		{"--no-rebuild", []string{"fleet", "update", "web1", "--no-rebuild=x"}},
+		{`invalid argument "x" for "--no-rebuild"`, []string{"fleet", "update", "web1", "--no-rebuild=x"}},
 		{`unknown command "update" for "nix-infra cluster"`, []string{"cluster", "update", "web1"}},
 		{`unknown command "init-node" for "nix-infra fleet"`, []string{"fleet", "init-node", "web1"}},
 		{"unknown flag: --service-group", []string{"fleet", "update", "web1", "--service-group=x"}},

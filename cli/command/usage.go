@@ -3,9 +3,11 @@ package command
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // unknownSubcommand refuses words that cobra would hand to a group's help.
@@ -51,6 +53,32 @@ func isCount(err error) bool {
 		}
 	}
 	return false
+}
+
+// negatable gives each flag that is on or off, of a command and those below it, the opposite that the earlier tool had of it:
+// --no-batch takes back --batch.
+func negatable(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		negatable(sub)
+	}
+	for _, flags := range []*pflag.FlagSet{c.Flags(), c.PersistentFlags()} {
+		var names []string
+		flags.VisitAll(func(f *pflag.Flag) {
+			if f.Value.Type() == "bool" && !strings.HasPrefix(f.Name, "no-") {
+				names = append(names, f.Name)
+			}
+		})
+		for _, name := range names {
+			flags.BoolFunc("no-"+name, "takes back --"+name, func(text string) error {
+				not, err := strconv.ParseBool(text)
+				if err != nil {
+					return err
+				}
+				return flags.Set(name, strconv.FormatBool(!not))
+			})
+			flags.Lookup("no-" + name).Hidden = true // where the opposite is worth a word, the flag's own text has it
+		}
+	}
 }
 
 // registryCommand stands where the earlier tool had its registry, and says what is done instead, whatever the flags are.
