@@ -1,6 +1,7 @@
 package command
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"net"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/knownhosts"
 
 	"github.com/nix-infra/nix-infra/cli/client/fleettest"
 	"github.com/nix-infra/nix-infra/cli/provision"
@@ -82,6 +86,18 @@ func agentAnswers(unit string, policy error) fleettest.Script {
 	}}
 }
 
+// hostKeys are lines of a known_hosts file.
+func hostKeys(t *testing.T, names ...string) (lines string) {
+	key, err := ssh.NewPublicKey(ed25519.PublicKey(make([]byte, ed25519.PublicKeySize)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		lines += knownhosts.Line([]string{name}, key) + "\n"
+	}
+	return lines
+}
+
 // like makes the controller know of a node what it knows of another.
 func like(f *fleettest.Fleet, name, other string) {
 	record := f.Record(other)
@@ -116,7 +132,7 @@ func TestDoctorProject(t *testing.T) {
 	s.write("ssh/other", "private\n")
 	s.write("nodes/Web_3.nix", "{ }\n")
 	s.write("servers.yaml", "servers:\n  web1: { ip: 192.0.2.7, ssh_key: ssh/other }\n  web2: { ip: 192.0.2.7, ssh_key: ssh/gone }\n")
-	s.write("nix-infra/known_hosts", "old@nix-infra ssh-ed25519 AAAA\ngone@nix-infra ssh-ed25519 AAAA\n192.0.2.9 ssh-ed25519 AAAA\n")
+	s.write("nix-infra/known_hosts", hostKeys(t, "old@nix-infra", "gone@nix-infra", "192.0.2.9"))
 	if err := os.Remove(s.path("ssh", "nixinfra")); err != nil {
 		t.Fatal(err)
 	}
@@ -141,6 +157,11 @@ func TestDoctorProject(t *testing.T) {
 		if found := s.symptoms(SomeFailed, "web1"); !slices.ContainsFunc(found, func(f string) bool { return strings.HasPrefix(f, want) }) {
 			t.Errorf("nothing begins with %q in %q", want, found)
 		}
+	}
+	s.write("nix-infra/known_hosts", hostKeys(t, "web1@nix-infra")+"web2@nix-infra ssh-ed25519 AAAA\n")
+	want := "problem project DIR/nix-infra/known_hosts host-keys: no machine is reached by SSH before it can be read: knownhosts: DIR/nix-infra/known_hosts:2: "
+	if found := s.symptoms(SomeFailed, "web1"); !slices.ContainsFunc(found, func(f string) bool { return strings.HasPrefix(f, want) }) {
+		t.Errorf("nothing begins with %q in %q", want, found)
 	}
 	// In this order: with settings that can't be read, nothing else is.
 	for _, f := range []struct{ file, text string }{{"servers.yaml", "servers:\n  a: {}\n"}, {"nix-infra.yaml", "fleet: No\nx: 1\n"}} {
@@ -276,7 +297,7 @@ func TestDoctorLeavesOut(t *testing.T) {
 		"left-out project nodes/ placeholders: the addresses of nodes")
 	s.env["SECRETS_PASS"] = password
 	s.write("nodes/web1.nix", "[%%localhost.ipv4%%] [%%web2.overlayIp%%] [%%nope%%]\n")
-	s.write("nix-infra/known_hosts", provision.NodeAlias("web1")+" ssh-ed25519 AAAA\n")
+	s.write("nix-infra/known_hosts", hostKeys(t, provision.NodeAlias("web1")))
 	f.Stop()
 	has(t, s.symptoms(SomeFailed, "web1"),
 		"left-out project nodes/ placeholders: the addresses of nodes",

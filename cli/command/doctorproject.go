@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/crypto/ssh/knownhosts"
+
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -247,8 +249,15 @@ func (d *doctor) checkLock() {
 func (d *doctor) checkHostKeys() {
 	file := d.own(knownHostsFile)
 	data, err := os.ReadFile(file)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return // nothing is pinned yet
+	}
+	if err == nil {
+		_, err = knownhosts.New(file)
+	}
+	if err != nil {
+		d.add(problem, file, "host-keys", "correct or remove what is damaged in it", "no machine is reached by SSH before it can be read: %w", err)
+		return
 	}
 	if d.session == nil {
 		d.add(notSeen, file, "host-keys", "", "whether all of them are of nodes that there are: the controller lists them")
