@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 	"unicode/utf8"
 )
@@ -17,10 +18,13 @@ const (
 	tailSize  = 64 << 10               // of that end
 	gather    = 100 * time.Millisecond // what comes in this time is one chunk
 	patience  = 2 * time.Second        // for what a program that is gone has left running, and that goes on to speak
+	maxPipe   = 1 << 20                // that a pipe holds: nobody but root can make one hold more
 )
 
 // spool keeps what a program says in a file, as chunks of whole characters.
 type spool struct {
+	gather, patience time.Duration
+
 	mu   sync.Mutex
 	file *os.File
 	ends []int64 // of the chunks, in the file
@@ -39,7 +43,7 @@ func newSpool() (*spool, error) {
 		file.Close()
 		return nil, err
 	}
-	return &spool{file: file}, nil
+	return &spool{file: file, gather: gather, patience: patience}, nil
 }
 
 // keep keeps what comes from the pipe said. It calls ended once: when the program has ended (exited is closed) and all
@@ -47,6 +51,7 @@ func newSpool() (*spool, error) {
 func (s *spool) keep(said *os.File, exited <-chan struct{}, ended func()) {
 	var part []byte
 	var since time.Time // when the program was first seen to be gone
+	after := 0          // bytes that were read since then
 	buffer := make([]byte, chunkSize)
 	over := false
 	finish := func() {
@@ -67,14 +72,20 @@ func (s *spool) keep(said *os.File, exited <-chan struct{}, ended func()) {
 		default:
 		}
 		// A deadline gathers what comes in short time, and has a look at exited now and then.
-		deadline := time.Now().Add(gather)
+		deadline := time.Now().Add(s.gather)
 		if over && len(part) == 0 {
 			deadline = time.Time{}
 		}
 		_ = said.SetReadDeadline(deadline) // a pipe has deadlines
 		n, err := said.Read(buffer)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			n, err = readNow(said, buffer) // where we were late, it was over before anything was read
+		}
 		part = append(part, buffer[:n]...)
-		quiet := errors.Is(err, os.ErrDeadlineExceeded)
+		if !since.IsZero() {
+			after += n
+		}
+		quiet := errors.Is(err, syscall.EAGAIN)
 		if len(part) >= chunkSize || quiet {
 			part = s.add(part, false)
 		}
@@ -83,10 +94,37 @@ func (s *spool) keep(said *os.File, exited <-chan struct{}, ended func()) {
 			<-exited // it may have closed its output, and work on
 			finish()
 			return
-		case !since.IsZero() && (quiet || time.Since(since) > patience):
-			finish() // the pipe was empty, and the program was gone before we looked
+		// The program was gone before we looked, and the pipe is empty, or all that it held then has been read.
+		case !since.IsZero() && (quiet || time.Since(since) > s.patience && (n < len(buffer) || after >= maxPipe)):
+			finish()
 		}
 	}
+}
+
+// readNow reads what a pipe holds; the error is EAGAIN where it is empty.
+func readNow(pipe *os.File, buffer []byte) (n int, err error) {
+	conn, err := pipe.SyscallConn()
+	if err == nil {
+		err = pipe.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	err = conn.Read(func(fd uintptr) bool {
+		for {
+			if n, failed = syscall.Read(int(fd), buffer); failed != syscall.EINTR {
+				return true
+			}
+		}
+	})
+	switch {
+	case err == nil && failed == nil && n == 0:
+		err = io.EOF
+	case err == nil:
+		err = failed
+	}
+	return max(n, 0), err
 }
 
 // add keeps text, and gives back what is not a whole character yet.
