@@ -79,7 +79,8 @@ recorded in nix-infra.yaml, so that every later deployment has them, too.`)
 
 func (a *app) updateNodeCommand(rebuild bool) *cobra.Command {
 	return a.memberCommand(rebuild, "update-node", "Give nodes of a cluster another node type or NixOS version", `Give nodes of a cluster another node type or NixOS version, or other service groups. They are recorded in
-nix-infra.yaml, so that every later deployment has them, too; in the group "cluster", as with the earlier tool, nothing is deployed without --rebuild.`)
+nix-infra.yaml, so that every later deployment has them, too; in the group "cluster", as with the earlier tool, nothing is
+deployed without --rebuild.`)
 }
 
 func (a *app) memberCommand(rebuild bool, name, short, long string) *cobra.Command {
