@@ -52,24 +52,36 @@ func Connect(ctx context.Context, config Config) (*Client, error) {
 		URLs: config.URLs, CA: config.CA, Signer: config.Signer, Timeout: config.Timeout, Name: "nix-infra " + config.Name,
 		InboxPrefix: strings.TrimSuffix(protocol.ReplySubject(config.Name, "inbox", ""), "."),
 	}
+	nc, err := dial(ctx, to, nats.ErrorHandler(c.asyncError), nats.MaxReconnects(-1), nats.ReconnectWait(500*time.Millisecond))
+	switch {
+	case err == nil:
+		c.nc = nc
+		return c, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	}
+	return nil, explain(err, config)
+}
+
+// dial is To.Dial that gives up when ctx ends: nats.go can't be interrupted while it dials.
+func dial(ctx context.Context, to connect.To, extra ...nats.Option) (*nats.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	type result struct {
 		nc  *nats.Conn
 		err error
 	}
 	dialled := make(chan result, 1)
 	go func() {
-		nc, err := to.Dial(nats.ErrorHandler(c.asyncError), nats.MaxReconnects(-1), nats.ReconnectWait(500*time.Millisecond))
+		nc, err := to.Dial(extra...)
 		dialled <- result{nc, err}
 	}()
 	select {
 	case r := <-dialled:
-		if r.err != nil {
-			return nil, explain(r.err, config)
-		}
-		c.nc = r.nc
-		return c, nil
+		return r.nc, r.err
 	case <-ctx.Done():
-		go func() { // nats.go can't be interrupted while it dials
+		go func() {
 			if r := <-dialled; r.nc != nil {
 				r.nc.Close()
 			}

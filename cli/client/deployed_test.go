@@ -1,10 +1,8 @@
 package client_test
 
 import (
-	"context"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nix-infra/nix-infra/cli/client"
 	"github.com/nix-infra/nix-infra/cli/client/fleettest"
@@ -46,10 +44,8 @@ func TestAskEach(t *testing.T) {
 	}
 	f.Register("off")
 	c := connect(t, f, "alice", protocol.Deployer)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
 	kept, failed := map[string]int{}, map[string]error{}
-	silent, err := client.AskEach(ctx, c, []string{"good", "bad", "off"}, protocol.CollectGarbage, protocol.GarbageRequest{}, func(node string, r protocol.GarbageReport, err error) {
+	silent, err := client.AskEach(soon(t), c, []string{"good", "bad", "off"}, protocol.CollectGarbage, protocol.GarbageRequest{}, func(node string, r protocol.GarbageReport, err error) {
 		kept[node], failed[node] = r.Kept, err
 	})
 	if err != nil || len(silent) != 1 || silent[0] != "off" || kept["good"] != 3 || failed["good"] != nil || failed["bad"] == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -18,31 +19,24 @@ func Probe(ctx context.Context, config Config, url string) (certificateEnds time
 	config.URLs = []string{url}
 	to := connect.To{URLs: config.URLs, CA: config.CA, Signer: config.Signer, Timeout: config.Timeout, Name: "nix-infra " + config.Name,
 		InboxPrefix: protocol.ReplySubject(config.Name, "probe", "x")}
+	var ends atomic.Pointer[time.Time]
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(config.CA) // To's own options refuse it where it is none
-	type result struct {
-		ends time.Time
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		var r result
-		nc, err := to.Dial(nats.NoReconnect(), nats.Secure(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13,
-			VerifyConnection: func(s tls.ConnectionState) error { // comes after all that TLS verifies by itself
-				r.ends = s.PeerCertificates[0].NotAfter
-				return nil
-			}}))
-		if r.err = err; err == nil {
-			nc.Close()
-		} else {
-			r.err = explain(err, config)
-		}
-		done <- r
-	}()
-	select {
-	case r := <-done:
-		return r.ends, r.err
-	case <-ctx.Done(): // nats.go can't be interrupted while it dials
+	nc, err := dial(ctx, to, nats.NoReconnect(), nats.Secure(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13,
+		VerifyConnection: func(s tls.ConnectionState) error { // comes after all that TLS verifies by itself
+			ends.Store(&s.PeerCertificates[0].NotAfter)
+			return nil
+		}}))
+	switch {
+	case err == nil:
+		nc.Close()
+	case ctx.Err() != nil:
 		return time.Time{}, ctx.Err()
+	default:
+		err = explain(err, config)
 	}
+	if shown := ends.Load(); shown != nil {
+		certificateEnds = *shown
+	}
+	return certificateEnds, err
 }

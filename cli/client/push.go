@@ -19,7 +19,7 @@ const pushTimeout = 10 * time.Second
 // connections of who was revoked. Only a broker with a resolver that can be told (nats-server's resolver type full) takes it.
 func PushAccount(ctx context.Context, config Config, account string) error {
 	to := connect.To{URLs: config.URLs, CA: config.CA, Signer: config.Signer, Timeout: config.Timeout, Name: "nix-infra", InboxPrefix: protocol.SystemInbox}
-	nc, err := to.Dial(nats.NoReconnect())
+	nc, err := dial(ctx, to, nats.NoReconnect())
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func TestPushAccount(t *testing.T) {
 	}
 	own := f.Broker(resolver)
 	bob := f.Signer("bob", protocol.Viewer)
-	to := connect.To{URLs: []string{own}, CA: f.Authority.CA.Public(), Signer: bob, Name: "bob", InboxPrefix: "unused"}
+	to := connect.To{URLs: []string{own}, CA: f.Authority.CA.Public(), Signer: bob, Name: "bob", InboxPrefix: "unused", Timeout: time.Minute}
 	closed := make(chan struct{})
 	nc, err := to.Dial(nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
 	if err != nil {
@@ -66,7 +66,7 @@ func TestPushAccount(t *testing.T) {
 	}
 	select {
 	case <-closed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("bob is still connected")
 	}
 	if _, err := to.Dial(); !errors.Is(err, nats.ErrAuthRevoked) && !errors.Is(err, nats.ErrAuthorization) {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -151,6 +152,9 @@ func (w *collection) run(ctx context.Context) ([]string, error) {
 				w.end(node, a.id)
 			}
 		case <-ended:
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				w.takeThere(answers) // they came in time
+			}
 			w.endAll()
 			if w.linger == 0 {
 				return w.silent(), nil
@@ -159,6 +163,13 @@ func (w *collection) run(ctx context.Context) ([]string, error) {
 		case <-over:
 			return w.silent(), nil
 		}
+	}
+}
+
+// takeThere takes the answers that are there already, and waits for no others.
+func (w *collection) takeThere(answers <-chan *nats.Msg) {
+	for range len(answers) {
+		w.take(<-answers)
 	}
 }
 

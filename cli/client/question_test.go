@@ -38,7 +38,7 @@ func TestAnswersInParts(t *testing.T) {
 	}}})
 	c := connect(t, f, "alice", protocol.Viewer)
 	got := map[string]string{}
-	silent, err := c.Put(soon(t, 10*time.Second), client.Question{Nodes: []string{"web1", "web2"}, Action: protocol.FollowJournal}, func(node string, r *protocol.Reply, err error) {
+	silent, err := c.Put(soon(t), client.Question{Nodes: []string{"web1", "web2"}, Action: protocol.FollowJournal}, func(node string, r *protocol.Reply, err error) {
 		if err != nil {
 			got[node] += "!" + err.Error()
 			return
@@ -76,42 +76,49 @@ func TestEndOfAQuestionIsHeard(t *testing.T) {
 // TestLinger: those that are told to stop still say how they did, and one that says nothing is waited for no longer than that.
 func TestLinger(t *testing.T) {
 	f := fleettest.New(t)
-	ending := func(_ *protocol.Verified, send func(any), ended <-chan struct{}) error {
-		send("begun")
+	begins := func(then func(send func(any), ended <-chan struct{})) fleettest.Script {
+		return fleettest.Script{Streams: map[protocol.Action]fleettest.Streams{protocol.RunCommand: func(_ *protocol.Verified, send func(any), ended <-chan struct{}) error {
+			send("begun")
+			then(send, ended)
+			return nil
+		}}}
+	}
+	f.Add("web1").Script(begins(func(send func(any), ended <-chan struct{}) {
 		<-ended
 		send("was ended")
-		return nil
-	}
-	f.Add("web1").Script(fleettest.Script{Streams: map[protocol.Action]fleettest.Streams{protocol.RunCommand: ending}})
+	}))
 	hangs := f.Add("hangs")
-	hangs.Script(fleettest.Script{Streams: map[protocol.Action]fleettest.Streams{protocol.RunCommand: func(_ *protocol.Verified, send func(any), _ <-chan struct{}) error {
-		send("begun")
-		<-t.Context().Done()
-		return nil
-	}}})
+	hangs.Script(begins(func(func(any), <-chan struct{}) { <-t.Context().Done() }))
 	f.Add("later")
 	c := connect(t, f, "alice", protocol.Viewer)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	heard := map[string]string{}
-	began := time.Now()
-	silent, err := c.Put(ctx, client.Question{Nodes: []string{"web1", "hangs", "later"}, Action: protocol.RunCommand, Concurrency: 2, End: true, Linger: time.Second}, func(node string, r *protocol.Reply, err error) {
-		if err != nil {
-			t.Errorf("%s: %v", node, err)
-			return
-		}
-		if heard[node] += string(r.Body); heard["web1"] == `"begun"` && heard["hangs"] == `"begun"` {
+	for _, of := range []struct {
+		nodes         []string
+		linger        time.Duration
+		heard, silent string
+	}{
+		{[]string{"web1", "later"}, awhile, `"begun""was ended"`, "[later]"},
+		{[]string{"hangs", "later"}, 100 * time.Millisecond, `"begun"`, "[hangs later]"},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		heard, began := "", time.Now()
+		silent, err := c.Put(ctx, client.Question{Nodes: of.nodes, Action: protocol.RunCommand, Concurrency: 1, End: true, Linger: of.linger}, func(node string, r *protocol.Reply, err error) {
+			if err != nil || node != of.nodes[0] {
+				t.Errorf("%s: %v", node, err)
+				return
+			}
+			heard += string(r.Body)
 			cancel()
+		})
+		if took := time.Since(began); err != nil || fmt.Sprint(silent) != of.silent || heard != of.heard || took >= awhile || len(silent) == 2 && took < of.linger {
+			t.Errorf("%v: heard %s, silent %v, %v, in %v", of.nodes, heard, silent, err, took)
 		}
-	})
-	if took := time.Since(began); took < time.Second || err != nil || fmt.Sprint(silent) != "[hangs later]" || heard["web1"] != `"begun""was ended"` || heard["hangs"] != `"begun"` {
-		t.Errorf("heard %v, silent %v, %v, in %v", heard, silent, err, took)
 	}
 	toldToEnd(t, hangs)
 }
 
 // TestSlowReader: an answer that waits because the one before is still being read is not late.
 func TestSlowReader(t *testing.T) {
+	t.Parallel()
 	f := fleettest.New(t)
 	var nodes []string
 	answered := make(chan bool, 9)
@@ -119,9 +126,9 @@ func TestSlowReader(t *testing.T) {
 		nodes = append(nodes, fmt.Sprintf("n%d", i))
 		f.Add(nodes[i]).Script(fleettest.Script{Answers: func(*protocol.Verified) (any, error) { answered <- true; return 1, nil }})
 	}
-	const patience = 500 * time.Millisecond
+	const patience = 3 * time.Second
 	heard := 0
-	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t, 20*time.Second), client.Question{Nodes: nodes, Action: protocol.RunCommand, Patience: patience}, func(_ string, _ *protocol.Reply, err error) {
+	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t), client.Question{Nodes: nodes, Action: protocol.RunCommand, Patience: patience}, func(_ string, _ *protocol.Reply, err error) {
 		if err != nil {
 			t.Error(err)
 		}
@@ -131,7 +138,7 @@ func TestSlowReader(t *testing.T) {
 			}
 		}
 		if heard <= 3 {
-			time.Sleep(patience) // together, longer than anybody is waited for
+			time.Sleep(patience / 2) // together, longer than anybody is waited for
 		}
 	})
 	if err != nil || len(silent) != 0 || heard != len(nodes) {
@@ -155,7 +162,7 @@ func TestEnough(t *testing.T) {
 	web1.Script(fleettest.Script{Streams: talks})
 	web2.Script(fleettest.Script{Streams: talks})
 	heard := map[string]string{}
-	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t, 20*time.Second), client.Question{Nodes: []string{"web1", "web2"}, Action: protocol.RunCommand, End: true, Enough: enough,
+	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t), client.Question{Nodes: []string{"web1", "web2"}, Action: protocol.RunCommand, End: true, Enough: enough,
 		PayloadOf: func(node string) any { return "for " + node }}, func(node string, r *protocol.Reply, err error) {
 		if err != nil {
 			t.Errorf("%s: %v", node, err)
@@ -179,7 +186,7 @@ func TestEnough(t *testing.T) {
 // toldToEnd waits until a node was told to end what it does.
 func toldToEnd(t *testing.T, n *fleettest.Node) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); len(n.Orders()) == 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(awhile); len(n.Orders()) == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s was not told to end", n.Name)
 		}
@@ -190,6 +197,7 @@ func toldToEnd(t *testing.T, n *fleettest.Node) {
 }
 
 func TestPatienceAndConcurrency(t *testing.T) {
+	t.Parallel()
 	f := fleettest.New(t)
 	var at, most atomic.Int32
 	var names []string
@@ -210,7 +218,7 @@ func TestPatienceAndConcurrency(t *testing.T) {
 	f.Register("away")
 	all := append([]string{"hangs", "away"}, names...)
 	var answered, gone []string
-	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t, 20*time.Second), client.Question{Nodes: all, Action: protocol.Ping, Concurrency: 3, Patience: 300 * time.Millisecond, End: true,
+	silent, err := connect(t, f, "alice", protocol.Viewer).Put(soon(t), client.Question{Nodes: all, Action: protocol.Ping, Concurrency: 3, Patience: 3 * time.Second, End: true,
 		Gone: func(node string) { gone = append(gone, node) }},
 		func(node string, r *protocol.Reply, err error) {
 			var target string

@@ -2,7 +2,6 @@ package client_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -91,7 +90,7 @@ func TestTunnel(t *testing.T) {
 		if conn.Err() != nil {
 			t.Errorf("ended with %v", conn.Err())
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(awhile):
 		t.Error("it does not end")
 	}
 }
@@ -140,14 +139,13 @@ func TestTunnelRefused(t *testing.T) {
 
 // A node whose key is not the proven one, as a broker would play it, is not heard.
 func TestTunnelToAnImpostor(t *testing.T) {
+	t.Parallel()
 	f := fleettest.New(t)
 	f.Add("web1").Script(fleettest.Script{Tunnels: fleettest.Dial})
 	real := f.Record("web1").NodeRecord
 	f.Register("web1") // it has other keys now, and what connected as web1 uses those
 	c := connect(t, f, "ann", protocol.Operator)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	_, _, err := c.Tunnel(ctx, &real, verifier(t, f), service(t, echo))
+	_, _, err := c.Tunnel(within(t, 5*time.Second), &real, verifier(t, f), service(t, echo))
 	if !errors.Is(err, client.ErrNoAnswer) || !strings.Contains(err.Error(), "key") {
 		t.Errorf("%v", err)
 	}

@@ -87,6 +87,9 @@ func Start(t testing.TB, a provision.Authority) *Fleet {
 	return f
 }
 
+// patience is how long connections may take: the machine may have much else to do.
+const patience = time.Minute
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -100,12 +103,12 @@ func (f *Fleet) broker(resolver server.AccountResolver) *server.Server {
 	s, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, MaxPayload: protocol.MaxMessage,
 		TrustedOperators: []*jwt.OperatorClaims{operator}, AccountResolver: resolver, SystemAccount: operator.SystemAccount,
-		TLS: true, TLSConfig: &tls.Config{Certificates: []tls.Certificate{f.certificate()}},
+		TLS: true, TLSConfig: &tls.Config{Certificates: []tls.Certificate{f.certificate()}}, TLSTimeout: patience.Seconds(), AuthTimeout: patience.Seconds(),
 	})
 	must(f.t, err)
 	s.Start()
 	f.t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(patience) {
 		f.t.Fatal("the broker does not start")
 	}
 	return s
@@ -151,7 +154,7 @@ func (f *Fleet) Signer(name string, role protocol.Role) *protocol.Signer {
 
 // Connect connects to the broker as anybody, without the client under test.
 func (f *Fleet) Connect(name string, role protocol.Role) *nats.Conn {
-	nc, err := connect.To{URLs: []string{f.URL}, CA: f.Authority.CA.Public(), Signer: f.Signer(name, role), Name: name, InboxPrefix: "unused"}.Dial(nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	nc, err := connect.To{URLs: []string{f.URL}, CA: f.Authority.CA.Public(), Signer: f.Signer(name, role), Name: name, InboxPrefix: "unused", Timeout: patience}.Dial(nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	must(f.t, err)
 	f.t.Cleanup(nc.Close)
 	return nc

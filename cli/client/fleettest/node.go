@@ -182,14 +182,13 @@ func (n *Node) serve(m *nats.Msg) {
 func (n *Node) deploy(m *protocol.Manifest) {
 	say := func(e protocol.Event) {
 		e.Version, e.Time = protocol.Version, time.Now().UTC()
-		n.nc.Load().Publish(protocol.EventSubject(n.Name, m.Deployment), protocol.Encode(e))
+		n.Say(protocol.EventSubject(n.Name, m.Deployment), protocol.Encode(e)) // and is heard before what comes next is known
 	}
 	script := n.does()
 	for _, e := range []protocol.Event{{Phase: protocol.Building, Lines: script.Lines}, {Phase: protocol.Activating}} {
 		n.fleet.progress(m.Deployment, n.Name, e.Phase, nil)
 		say(e)
 		if script.Dies == e.Phase {
-			n.nc.Load().Flush()
 			n.Vanish()
 			return
 		}

@@ -1,10 +1,6 @@
 package fleettest
 
-import (
-	"github.com/klauspost/compress/zstd"
-
-	"github.com/nix-infra/nix-infra/protocol"
-)
+import "github.com/nix-infra/nix-infra/protocol"
 
 // showManifest answers with what was signed for a node.
 func (f *Fleet) showManifest(payload []byte) (any, error) {
@@ -40,11 +36,7 @@ func (f *Fleet) showBlob(payload []byte) (any, error) {
 	if !ok {
 		return nil, protocol.Refuse(protocol.Unknown, "there is no blob %s", r.Blob)
 	}
-	e, err := zstd.NewWriter(nil)
-	if err != nil {
-		return nil, err
-	}
-	packed := e.EncodeAll(data, nil)
+	packed := encoder.EncodeAll(data, nil)
 	offset := min(r.Offset, int64(len(packed)))
 	return protocol.BlobReply{Size: int64(len(packed)), Data: packed[offset:min(offset+pieceSize, int64(len(packed)))]}, nil
 }
