@@ -41,7 +41,7 @@ func comes(t *testing.T, text string) *tokenMachine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := connect.To{URLs: n.token.Controllers, CA: n.token.CAPEM(), Signer: signer, InboxPrefix: protocol.JoinInbox(n.token.Node, key)}
+	to := connect.To{URLs: n.token.Controllers, CA: n.token.CAPEM(), Signer: signer, InboxPrefix: protocol.JoinInbox(n.token.Node, key), Timeout: time.Minute}
 	if n.nc, err = to.Dial(); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func (n *tokenMachine) ask() (state protocol.JoinState, err error) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	m, err := n.nc.Request(protocol.UpSubject(n.token.Node, protocol.UpJoin), protocol.Encode(message), 30*time.Second)
+	m, err := n.nc.Request(protocol.UpSubject(n.token.Node, protocol.UpJoin), protocol.Encode(message), time.Minute)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -363,7 +363,7 @@ func TestExecInterrupted(t *testing.T) {
 	if r.status != Interrupted || err != nil {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); syscall.Kill(-pid, 0) != syscall.ESRCH; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); syscall.Kill(-pid, 0) != syscall.ESRCH; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("what ran here runs on")
 		}

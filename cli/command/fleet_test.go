@@ -190,7 +190,7 @@ func TestPing(t *testing.T) {
 	}
 	f.Register("off")
 	s.expect(Unanswered, "no answer from off", "ping", "n01", "off")
-	r := s.run("ping", "--json", "--timeout", "1s")
+	r := s.run("ping", "--json", "--timeout", "5s")
 	docs := documents(t, r.out)
 	if r.status != Unanswered || len(docs) != 19 || docs[18]["node"] != "off" || docs[18]["answered"] != false {
 		t.Errorf("status %d:\n%s", r.status, r.out)

@@ -163,7 +163,7 @@ func TestNodeRekeyIsBrokenOff(t *testing.T) {
 		}
 		return nil
 	})
-	s.expect(Unanswered, "it may have its new keys or not", "node", "rekey", "web1", "--timeout", "1s")
+	s.expect(Unanswered, "it may have its new keys or not", "node", "rekey", "web1", "--timeout", "5s")
 	_, second := web1.signer()
 	if second == first || web1.revoked(first) {
 		t.Error("the keys of a node that proved nothing were revoked")

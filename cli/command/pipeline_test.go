@@ -3,8 +3,11 @@ package command
 import (
 	"bytes"
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -13,7 +16,11 @@ import (
 func TestPipelineThatTakesNothing(t *testing.T) {
 	var queued atomic.Int64
 	full := make(chan bool, 2)
-	p, err := startPipeline(t.Context(), [][]string{{"sleep", "0.2"}}, &syncBuffer{}, &syncBuffer{}, &queued, func() { full <- true })
+	lasts := filepath.Join(t.TempDir(), "lasts") // it ends when somebody has written into it
+	if err := syscall.Mkfifo(lasts, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := startPipeline(t.Context(), [][]string{{"cat", lasts}}, &syncBuffer{}, &syncBuffer{}, &queued, func() { full <- true })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,10 +35,13 @@ func TestPipelineThatTakesNothing(t *testing.T) {
 		t.Errorf("%d bytes wait", n)
 	}
 	p.close()
-	if _, err := p.wait(t.Context()); err == nil || !strings.Contains(err.Error(), "sleep on this machine takes the output more slowly than it comes") {
+	if err := os.WriteFile(lasts, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.wait(t.Context()); err == nil || !strings.Contains(err.Error(), "cat on this machine takes the output more slowly than it comes") {
 		t.Errorf("%v", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); queued.Load() != 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); queued.Load() != 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d bytes wait for a program that has ended", queued.Load())
 		}

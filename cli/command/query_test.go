@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nix-infra/nix-infra/cli/client/fleettest"
+	"github.com/nix-infra/nix-infra/cli/ui"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -187,7 +189,6 @@ func TestFollow(t *testing.T) {
 		}}})
 	}
 	f.Register("web3")
-	// What one node says later comes first where it is earlier.
 	feeds["web1"] <- protocol.JournalPart{Entries: []protocol.JournalEntry{entry(10, "ten"), entry(30, "thirty")}}
 	feeds["web2"] <- protocol.JournalPart{Entries: []protocol.JournalEntry{entry(20, "twenty"), entry(40, "forty")}, Dropped: 7}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -195,18 +196,18 @@ func TestFollow(t *testing.T) {
 	out := &syncBuffer{}
 	ended := make(chan run, 1)
 	go func() { ended <- s.runContext(ctx, out, "logs", "all", "--follow", "--json") }()
-	for deadline := time.Now().Add(20 * time.Second); strings.Count(out.String(), "\n") < 4; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); strings.Count(out.String(), "\n") < 4; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not all came: %s", out)
 		}
 	}
 	cancel()
 	r := <-ended
-	var messages []string
+	messages := map[any]string{}
 	for _, d := range documents(t, r.out) {
-		messages = append(messages, fmt.Sprint(d["message"]))
+		messages[d["node"]] += fmt.Sprint(d["message"], " ")
 	}
-	if r.status != Interrupted || !slices.Equal(messages, []string{"ten", "twenty", "thirty", "forty"}) {
+	if r.status != Interrupted || messages["web1"] != "ten thirty " || messages["web2"] != "twenty forty " {
 		t.Errorf("status %d: %v", r.status, messages)
 	}
 	for _, want := range []string{"web2: 7 entries are missing here", "web3: no answer", "interrupted"} {
@@ -215,7 +216,7 @@ func TestFollow(t *testing.T) {
 		}
 	}
 	for name, n := range nodes {
-		for deadline := time.Now().Add(10 * time.Second); len(n.Orders()) == 0; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); len(n.Orders()) == 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s was not told to end", name)
 			}
@@ -223,6 +224,30 @@ func TestFollow(t *testing.T) {
 		if o := n.Orders(); !o[len(o)-1].End {
 			t.Errorf("%s: %+v", name, o)
 		}
+	}
+}
+
+// What one node says later comes first where it is earlier, and what waited is shown at the end.
+func TestFollowMerges(t *testing.T) {
+	var out bytes.Buffer
+	terminal, err := ui.New(&out, "never", os.Getenv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &question{app: &app{Environment: Environment{Stdout: &out, Stderr: &out}, out: terminal, json: true}}
+	heard := make(chan news)
+	go func() {
+		heard <- news{node: "web1", part: protocol.JournalPart{Entries: []protocol.JournalEntry{entry(10, "ten"), entry(30, "thirty")}}}
+		heard <- news{node: "web2", part: protocol.JournalPart{Entries: []protocol.JournalEntry{entry(20, "twenty"), entry(40, "forty")}}}
+		close(heard)
+	}()
+	q.showMerged(&merger{hold: time.Hour}, heard)
+	var messages []string
+	for _, d := range documents(t, out.String()) {
+		messages = append(messages, fmt.Sprint(d["message"]))
+	}
+	if !slices.Equal(messages, []string{"ten", "twenty", "thirty", "forty"}) {
+		t.Errorf("shown are %q", messages)
 	}
 }
 

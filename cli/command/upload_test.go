@@ -27,7 +27,7 @@ type taker struct {
 	modes map[string]uint32
 	begun map[string][]byte // by digest: the beginning of a file
 	cut   int64             // bytes of files after which the way breaks; 0: it does not
-	at    func()            // called when cut bytes are there, in place of breaking
+	at    func()            // called when cut bytes are there: who sends is to break it off
 	taken int64             // bytes
 }
 
@@ -107,13 +107,15 @@ func (k *taker) take(c *tunnel.Conn, to string, f transfer.File) (transfer.Resul
 		}
 		k.begun[f.SHA256] = data.Bytes() // what is there of it does not change any more
 		k.mu.Unlock()
-		if cut && at != nil {
+		switch {
+		case cut && at != nil:
 			at()
-		} else if cut {
+			<-c.Done() // nothing more is taken, however much is on the way
+			return transfer.Result{}, false
+		case cut:
 			c.Reset("the power went")
 			return transfer.Result{}, false
-		}
-		if err != nil {
+		case err != nil:
 			return transfer.Result{}, false
 		}
 	}
