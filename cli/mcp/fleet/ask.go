@@ -78,7 +78,7 @@ func failure(err error) string {
 	case errors.Is(err, client.ErrNoAnswer):
 		return "no answer"
 	case errors.As(err, &r):
-		return fmt.Sprintf("refused (%s): %.300q", r.Code, r.Reason) // quoted: it is the node's to say
+		return fmt.Sprintf("refused (%s): %.300q", mcp.Name(string(r.Code)), r.Reason) // both are the node's to say
 	}
 	return fmt.Sprintf("%.300s", err)
 }

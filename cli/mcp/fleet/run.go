@@ -139,7 +139,7 @@ func (r *ran) failure() error {
 	case r.enough && e.Result == protocol.ResultEnded, e.Result == protocol.ResultTimeout:
 		return nil
 	case e.Result != protocol.ResultSuccess && e.Result != protocol.ResultExit:
-		return fmt.Errorf("it was ended: %s", strings.TrimSpace(e.Result+" "+e.Reason))
+		return fmt.Errorf("it was ended: %.200q", strings.TrimSpace(e.Result+" "+e.Reason)) // as the node says
 	}
 	return nil
 }
