@@ -195,7 +195,7 @@ func (a *agent) openEngine() error {
 		}
 	}
 	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier, Key: a.machine.XKey, Next: a.machine.NextXKey, Etc: reconcile.DefaultEtc,
-		Upstream: a.link, Host: a.host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
+		Upstream: upstream{a.link, a.heart}, Host: a.host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
 	if a.o.Host == nil {
 		own := &facts.Source{Node: a.machine.Name, Dir: a.o.Dir, Controller: facts.DefaultController}
 		o.Facts = own.File
@@ -207,6 +207,18 @@ func (a *agent) openEngine() error {
 	var err error
 	a.engine, err = reconcile.New(o)
 	return err
+}
+
+// upstream has a beat go ahead of each report: whoever hears that a deployment is over finds its nodes to be where it
+// has brought them.
+type upstream struct {
+	*link.Link
+	heart *heartbeat.Heart
+}
+
+func (u upstream) Report(ctx context.Context, r protocol.Report) error {
+	u.heart.Now(ctx)
+	return u.Link.Report(ctx, r)
 }
 
 // run is the parts at work, until ctx ends or one of them does.

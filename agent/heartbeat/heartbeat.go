@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -42,6 +43,7 @@ type Heart struct {
 	o       Options
 	changed chan struct{}
 	passed  atomic.Int64 // when the loop came by last, Unix nanoseconds
+	sending sync.Mutex   // no beat is overtaken by an older one
 }
 
 // New makes a heart; Run starts it.
@@ -59,6 +61,16 @@ func (h *Heart) Changed() {
 	select {
 	case h.changed <- struct{}{}:
 	default:
+	}
+}
+
+// Now sends a beat before it returns. Whoever tells the controllers something else of the node afterwards, over the
+// same connection, has told them first where it stands.
+func (h *Heart) Now(ctx context.Context) {
+	h.sending.Lock()
+	defer h.sending.Unlock()
+	if err := h.o.Send(h.Beat(ctx)); err != nil {
+		h.o.Log.Debug("beat not sent", "error", err)
 	}
 }
 
@@ -84,9 +96,7 @@ func (h *Heart) Run(ctx context.Context) error {
 		case <-h.changed:
 		}
 		h.passed.Store(time.Now().UnixNano())
-		if err := h.o.Send(h.Beat(ctx)); err != nil {
-			h.o.Log.Debug("beat not sent", "error", err)
-		}
+		h.Now(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
