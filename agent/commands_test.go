@@ -152,7 +152,7 @@ func (c *commanded) order(role protocol.Role, a protocol.Action, payload any) (r
 		c.t.Fatal(err)
 	}
 	for {
-		m, err := sub.NextMsg(10 * time.Second)
+		m, err := sub.NextMsg(30 * time.Second)
 		if err != nil {
 			c.t.Fatal(err)
 		}

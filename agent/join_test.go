@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -55,18 +54,13 @@ func TestJoin(t *testing.T) {
 	t.Parallel()
 	f := testfleet.New(t)
 	hour := time.Now().Add(time.Hour)
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // nobody speaks TLS there
-	if err != nil {
-		t.Fatal(err)
-	}
-	silent.Close()
-	dead := "tls://" + silent.Addr().String()
+	dead := fmt.Sprint("tls://127.0.0.1:", testfleet.Port(t)) // nobody listens there
 	f.Joins(f.LetIn)
 	for name, urls := range map[string][]string{"tls": f.URLs()[:1], "wss": f.URLs()[1:], "wss where tls does not work": {dead, f.URLs()[1]}} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "agent")
 			token := f.Token("web-1", hour, urls...)
-			if already, said, err := join(t, dir, token, time.Minute); already || err != nil {
+			if already, said, err := join(t, dir, token, 5*time.Minute); already || err != nil {
 				t.Fatalf("%v: %v\n%s", already, err, said)
 			}
 			m, err := agent.Home(dir).Open()
@@ -76,13 +70,13 @@ func TestJoin(t *testing.T) {
 			if m.Name != "web-1" || m.Answer.Fleet.Operator != f.Public.Operator || string(m.Answer.CA) != string(f.CA) || fmt.Sprint(m.Answer.Controllers) != fmt.Sprint(urls) {
 				t.Errorf("it is %+v", m.Answer)
 			}
-			if already, _, err := join(t, dir, token, time.Minute); !already || err != nil {
+			if already, _, err := join(t, dir, token, 5*time.Minute); !already || err != nil {
 				t.Errorf("again: %v, %v", already, err)
 			}
-			if _, _, err := join(t, dir, f.Token("db-1", hour), time.Minute); err == nil || !strings.Contains(err.Error(), "is the node web-1") {
+			if _, _, err := join(t, dir, f.Token("db-1", hour), 5*time.Minute); err == nil || !strings.Contains(err.Error(), "is the node web-1") {
 				t.Errorf("as another node: %v", err)
 			}
-			if _, _, err := join(t, dir, testfleet.New(t).Token("web-1", hour), time.Minute); err == nil || !strings.Contains(err.Error(), "another operator") {
+			if _, _, err := join(t, dir, testfleet.New(t).Token("web-1", hour), 5*time.Minute); err == nil || !strings.Contains(err.Error(), "another operator") {
 				t.Errorf("into another fleet: %v", err)
 			}
 		})
@@ -112,7 +106,7 @@ func TestJoinWaitsForTheOperator(t *testing.T) {
 	ended := make(chan error, 1)
 	start := func(ctx context.Context) {
 		go func() {
-			_, err := agent.Join(ctx, agent.JoinOptions{Dir: dir, Token: token, Timeout: time.Minute, Tell: said.tell})
+			_, err := agent.Join(ctx, agent.JoinOptions{Dir: dir, Token: token, Timeout: time.Hour, Tell: said.tell})
 			ended <- err
 		}()
 	}

@@ -19,10 +19,13 @@ import (
 	"time"
 )
 
-// once tries one check, whose fields beside its name are given, with its own timeout.
+// once tries one check, whose fields beside its name are given, with its own timeout: one that no busy machine misses, where none is given.
 func once(t *testing.T, state UnitState, fields map[string]any) error {
 	t.Helper()
 	fields["name"] = "it"
+	if fields["timeout"] == nil {
+		fields["timeout"] = 60
+	}
 	document, err := json.Marshal(map[string]any{"v": 1, "checks": []any{fields}})
 	if err != nil {
 		t.Fatal(err)
@@ -156,7 +159,7 @@ func TestHTTPHeaderWithoutEnd(t *testing.T) {
 		}
 		sent <- n
 	}()
-	says(t, once(t, nil, map[string]any{"kind": "http", "url": "http://" + l.Addr().String(), "timeout": 60}), "EOF")
+	says(t, once(t, nil, map[string]any{"kind": "http", "url": "http://" + l.Addr().String()}), "EOF")
 	if n := <-sent; n >= 1<<30 {
 		t.Errorf("%d bytes of header were read", n)
 	}
@@ -175,19 +178,28 @@ func TestCommand(t *testing.T) {
 		{[]string{"/nowhere/check"}, "no such file"},
 	} {
 		t.Setenv("NOTIFY_SOCKET", "/run/ours")
-		says(t, once(t, nil, map[string]any{"kind": "command", "command": c.argv, "timeout": 60}), c.want)
+		says(t, once(t, nil, map[string]any{"kind": "command", "command": c.argv}), c.want)
 	}
 }
 
-// A command that does not end is killed with all that it started.
-func TestCommandIsKilledAtItsTimeout(t *testing.T) {
+// A command that does not end in time is killed with all that it started.
+func TestCommandIsKilled(t *testing.T) {
 	child := filepath.Join(t.TempDir(), "child")
-	script := `sleep 1000 & echo $! >` + child + `; echo waiting; wait`
-	says(t, once(t, nil, map[string]any{"kind": "command", "command": []string{"/bin/sh", "-c", script}, "timeout": 2}), "waiting")
+	ctx, late := context.WithCancel(t.Context())
+	defer late()
+	go func() {
+		for ctx.Err() == nil {
+			if data, err := os.ReadFile(child); err == nil && strings.HasSuffix(string(data), "\n") {
+				late()
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	says(t, tryCommand(ctx, []string{"/bin/sh", "-c", `sleep 1000 & echo waiting; echo $! >` + child + `; wait`}), "waiting")
 	gone(t, child)
 
 	// One that ends and leaves something behind can't pass: what it left would gather with each try.
-	says(t, once(t, nil, map[string]any{"kind": "command", "command": []string{"/bin/sh", "-c", `sleep 1000 & echo $! >` + child}, "timeout": 60}), "left a process behind")
+	says(t, once(t, nil, map[string]any{"kind": "command", "command": []string{"/bin/sh", "-c", `sleep 1000 & echo $! >` + child}}), "left a process behind")
 	gone(t, child)
 }
 
@@ -201,7 +213,7 @@ func gone(t *testing.T, pidFile string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return

@@ -83,7 +83,7 @@ func serve(t *testing.T, path string, e Engine) (stop func()) {
 		<-done
 	}
 	t.Cleanup(stop)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		c, err := net.Dial("unix", path)
 		if err == nil {
 			c.Close()

@@ -15,8 +15,6 @@ import (
 	"fmt"
 	"math/big"
 	"net"
-	"net/url"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -56,13 +54,13 @@ func New(tb testing.TB) *Fleet {
 	f.Public, err = f.Keys.Publish(nil)
 	f.must(err)
 	f.certificates()
-	f.Ports.TLS, f.Ports.WSS = server.RANDOM_PORT, server.RANDOM_PORT
+	f.Ports.TLS, f.Ports.WSS = Port(tb), Port(tb)
 	f.Start()
 	tb.Cleanup(f.Stop)
 	return f
 }
 
-// Start starts the broker, on the same ports each time: those that it found free at first.
+// Start starts the broker, on the same ports each time.
 func (f *Fleet) Start() {
 	f.TB.Helper()
 	oc, err := jwt.DecodeOperatorClaims(f.Public.OperatorJWT)
@@ -74,22 +72,17 @@ func (f *Fleet) Start() {
 		f.must(resolver.Store(c.Subject, token))
 	}
 	o := &server.Options{
-		ServerName: "test", Host: "127.0.0.1", Port: f.Ports.TLS, TLSConfig: f.tls, TLSTimeout: 10, AuthTimeout: 10,
-		Websocket:        server.WebsocketOpts{Host: "127.0.0.1", Port: f.Ports.WSS, TLSConfig: f.tls},
+		ServerName: "test", Host: "127.0.0.1", Port: f.Ports.TLS, TLSConfig: f.tls, TLSTimeout: patience.Seconds(), AuthTimeout: patience.Seconds(),
+		Websocket:        server.WebsocketOpts{Host: "127.0.0.1", Port: f.Ports.WSS, TLSConfig: f.tls, HandshakeTimeout: patience, AuthTimeout: patience.Seconds()},
 		TrustedOperators: []*jwt.OperatorClaims{oc}, SystemAccount: oc.SystemAccount, AccountResolver: resolver,
 		MaxPayload: protocol.MaxMessage, NoSigs: true, NoLog: true, JetStream: true, StoreDir: f.dir,
 	}
 	s, err := server.NewServer(o)
 	f.must(err)
 	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(patience) {
 		f.TB.Fatal("the broker does not start")
 	}
-	wss, err := url.Parse(s.WebsocketURL())
-	f.must(err)
-	f.Ports.TLS = s.Addr().(*net.TCPAddr).Port
-	f.Ports.WSS, err = strconv.Atoi(wss.Port())
-	f.must(err)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.broker = s
@@ -177,7 +170,7 @@ func (f *Fleet) Connect(s *protocol.Signer, inbox string, extra ...nats.Option) 
 	if inbox == "" {
 		inbox = "_INBOX"
 	}
-	nc, err := connect.To{URLs: f.URLs()[:1], CA: f.CA, Signer: s, Name: "test", InboxPrefix: inbox}.Dial(
+	nc, err := connect.To{URLs: f.URLs()[:1], CA: f.CA, Signer: s, Name: "test", InboxPrefix: inbox, Timeout: patience}.Dial(
 		append([]nats.Option{nats.ReconnectWait(20 * time.Millisecond), nats.MaxReconnects(-1), nats.ReconnectJitter(0, 0)}, extra...)...)
 	f.must(err)
 	f.TB.Cleanup(nc.Close)
@@ -204,7 +197,7 @@ func (f *Fleet) Serve(nc *nats.Conn, what string, handle func(node string, data 
 		}
 	})
 	f.must(err)
-	f.must(nc.Flush())
+	f.must(nc.FlushTimeout(patience))
 }
 
 func (f *Fleet) certificates() {
@@ -233,12 +226,15 @@ func (f *Fleet) must(err error) {
 	}
 }
 
-// Eventually waits until ok says so, for at most a minute: on a busy machine little is at once.
+// patience is how long something is waited for that comes by itself: on a busy machine little is at once.
+const patience = time.Minute
+
+// Eventually waits until ok says so, for at most a minute.
 func Eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			tb.Fatalf("not within a minute: %s", what)
+			tb.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }
