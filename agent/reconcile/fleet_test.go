@@ -38,6 +38,7 @@ type rig struct {
 	facts     func(context.Context) ([]byte, error)
 	steps     []string
 	records   []protocol.AuditRecord
+	recording time.Duration // how long a record takes
 }
 
 // packer and fleetKeys are for all rigs, of which there are a thousand. They are made before any bubble is.
@@ -158,6 +159,7 @@ func (r *rig) start(killAt int) *life {
 	n := 0
 	e, err := New(Options{Dir: r.dir, Node: nodeName, Verifier: r.verifier, Upstream: r.c, Host: agent{r.m, &dead}, Log: slog.New(slog.DiscardHandler),
 		Etc: r.etc, Roots: r.m.roots, Facts: r.facts, Key: r.key, Next: r.nextKey, Links: r.loadsFrom, Keys: r.builds, Audit: func(a protocol.AuditRecord) {
+			time.Sleep(r.recording)
 			r.m.mu.Lock()
 			defer r.m.mu.Unlock()
 			r.records = append(r.records, a)

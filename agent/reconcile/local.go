@@ -63,21 +63,27 @@ func (e *Engine) Apply(r io.Reader) (deployment string, err error) {
 		}
 		return nil
 	})
-	if err == nil && !e.box.give(o) {
-		err = errAnother
-	}
 	if o.m == nil {
 		return "", err
+	}
+	if err == nil {
+		err = e.give(o, "from a bundle, given by root on the node itself")
 	}
 	if err != nil {
 		e.record(o.by, o.m.Deployment, o.digest, code(err), err.Error())
 		return "", err
 	}
-	e.record(o.by, o.m.Deployment, o.digest, "", "from a bundle, given by root on the node itself")
 	return o.m.Deployment, nil
 }
 
-var errAnother = protocol.Refuse(protocol.Conflict, "another order that was given here waits to be taken up; see nix-infra-agent status")
+// give leaves an order for Run. It is on record before Run can take it up.
+func (e *Engine) give(o *order, how string) error {
+	e.record(o.by, o.m.Deployment, o.digest, "", how)
+	if !e.box.give(o) {
+		return protocol.Refuse(protocol.Conflict, "another order that was given here waits to be taken up; see nix-infra-agent status")
+	}
+	return nil
+}
 
 // judge makes the order of a signed manifest.
 func (e *Engine) judge(o *order, doc []byte) error {
@@ -106,14 +112,13 @@ func (e *Engine) RollBack(ctx context.Context, r protocol.Rollback) (deployment 
 	if err = m.Validate(); err == nil {
 		err = e.possible(ctx, r)
 	}
-	if err == nil && !e.box.give(o) {
-		err = errAnother
+	if err == nil {
+		err = e.give(o, "a rollback, ordered by root on the node itself")
 	}
 	if err != nil {
 		e.record(o.by, m.Deployment, o.digest, code(err), err.Error())
 		return "", err
 	}
-	e.record(o.by, m.Deployment, o.digest, "", "a rollback, ordered by root on the node itself")
 	return m.Deployment, nil
 }
 

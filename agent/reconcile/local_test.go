@@ -236,6 +236,28 @@ func TestLocalRollbackRefused(t *testing.T) {
 	})
 }
 
+// What root orders is on record before anything comes of it, however long the record takes.
+func TestLocalOrdersAreRecordedFirst(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		l := r.start(0)
+		defer l.stop()
+		time.Sleep(time.Second) // it resumes first
+		r.recording = time.Minute
+		deployment, err := l.RollBack(t.Context(), protocol.Rollback{Before: "d-9-other"})
+		must(t, err)
+		follow(t, l, deployment)
+		if got := r.recorded(); !slices.Equal(got, []string{"root  " + deployment + "=", "root  " + deployment + "=ok"}) {
+			t.Errorf("records %q", got)
+		}
+		deployment, err = l.Apply(bytes.NewReader(r.bundle(r.manifest(1, protocol.Switch, good))))
+		must(t, err)
+		follow(t, l, deployment)
+		if got := r.recorded(); !slices.Equal(got[2:], []string{"deployer deployer d-1-good=", "deployer deployer d-1-good=ok"}) {
+			t.Errorf("records %q", got)
+		}
+	})
+}
+
 // Root doesn't wait for a build that is under way.
 func TestLocalRollbackStopsABuild(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
