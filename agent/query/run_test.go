@@ -120,9 +120,6 @@ func TestRunNeedsItsRecord(t *testing.T) {
 // TestRunIsEnded: only its sender ends it, and gets to know how it ended; so is one that nobody renews.
 func TestRunIsEnded(t *testing.T) {
 	s := serve(t)
-	s.stop()
-	s.life = time.Second
-	s.start()
 	ann, eve := s.asker("ann", protocol.Viewer), s.asker("eve", protocol.Admin)
 	last := func(id, reason string) protocol.Reply {
 		t.Helper()
@@ -148,6 +145,9 @@ func TestRunIsEnded(t *testing.T) {
 	if records := s.recordsOf(id); len(records) != 2 || records[1].Outcome != "ok" || records[1].Reason != errEnded.Error() {
 		t.Errorf("%+v", records)
 	}
+	s.stop()
+	s.life = time.Second
+	s.start()
 	s.runs <- untilEnded
 	id = ann.ask(protocol.RunCommand, sleepOrder)
 	ann.next(id)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nix-infra/nix-infra/protocol"
@@ -141,30 +142,45 @@ func TestStreamIsEndedByItsOwner(t *testing.T) {
 	}
 }
 
+// A stream goes on for as long as each renewal comes in time, and no longer.
 func TestStreamIsRenewed(t *testing.T) {
-	const life = time.Second
+	synctest.Test(t, func(t *testing.T) {
+		const life = time.Minute
+		u := underWay{all: map[string]*answering{}}
+		r := &request{Header: protocol.Header{ID: "one"}, sender: protocol.Identity{Key: "ann"}, streamer: newStreamer().run}
+		ctx, over := u.begin(t.Context(), r, life)
+		defer over()
+		order := protocol.StreamOrder{Request: "one"}
+		for range 10 {
+			time.Sleep(life - time.Second)
+			if err := u.order(order, "ann"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		last := time.Now()
+		<-ctx.Done()
+		if took := time.Since(last); took != life || context.Cause(ctx) != errLapsed {
+			t.Errorf("it ended %v after it was renewed: %v", took, context.Cause(ctx))
+		}
+		if err := u.order(order, "ann"); !errors.Is(err, &protocol.Refusal{Code: protocol.Unknown}) || !strings.Contains(err.Error(), errLapsed.Error()) {
+			t.Errorf("renewed too late: %v", err)
+		}
+	})
+}
+
+func TestStreamLapses(t *testing.T) {
 	s := serve(t)
 	s.stop()
-	s.life = life
+	s.life = time.Second
 	s.start()
 	ann := s.asker("ann", protocol.Viewer)
-	begun := time.Now()
 	id := ann.ask(protocol.FollowJournal, nil)
-	ann.want(id, 1, true, `"begun"`)
-	tick := time.NewTicker(life / 8)
-	defer tick.Stop()
-	for time.Since(begun) < 3*life { // far beyond its life
-		<-tick.C
-		if code := ann.order(id, false); code != "" {
-			t.Fatalf("a renewal after %v is refused: %s", time.Since(begun), code)
-		}
-	}
-	s.streams.feed <- "still there"
-	ann.want(id, 2, true, `"still there"`)
-	last := time.Now()
 	r := ann.next(id)
-	if r.More || r.Part != 3 || r.Refused == nil || !strings.Contains(r.Refused.Reason, "nobody renewed it") || time.Since(last) < life/2 {
-		t.Errorf("after %v: %+v", time.Since(last), r)
+	for r.More {
+		r = ann.next(id)
+	}
+	if r.Refused == nil || !strings.Contains(r.Refused.Reason, errLapsed.Error()) {
+		t.Errorf("%+v", r)
 	}
 	if err := <-s.streams.done; !errors.Is(err, context.Canceled) {
 		t.Errorf("it ended with %v", err)
