@@ -2,10 +2,14 @@ package run
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -47,18 +51,37 @@ func newOutput(limit int64, sealed bool) *output {
 	return o
 }
 
-// read takes all that comes from r, until its end.
-func (o *output) read(r io.Reader, take func([]byte) (wasted bool)) {
+// read takes all that comes from a pipe until its end or, where that has a deadline, until nothing is left in it then.
+func (o *output) read(r *os.File, take func([]byte) (wasted bool)) {
 	buffer := make([]byte, readSize)
+	from := io.Reader(r)
 	for {
-		n, err := r.Read(buffer)
+		n, err := from.Read(buffer)
 		if n > 0 && take(buffer[:n]) {
 			time.Sleep(wasteTime)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			from, err = rest(r)
 		}
 		if err != nil {
 			return
 		}
 	}
+}
+
+// rest is what is in a pipe whose deadline has passed.
+func rest(r *os.File) (io.Reader, error) {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var n int
+	var failed error
+	err = raw.Control(func(fd uintptr) { n, failed = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	if err = errors.Join(err, failed, r.SetReadDeadline(time.Time{})); err != nil {
+		return nil, err
+	}
+	return io.LimitReader(r, int64(n)), nil
 }
 
 func (o *output) stdout(data []byte) (wasted bool) {

@@ -45,9 +45,6 @@ type Host interface {
 	Run(ctx context.Context, s Spec, stdout, stderr *os.File) (protocol.Ending, error)
 }
 
-// drainTime is how long the output of what ended is waited for: a process that is not its own may hold the pipe.
-const drainTime = time.Second
-
 // Run runs s on h and gives its output to send, in parts, the last of which has Ended. An error, of send too, ends what
 // runs; where ctx ends it, that is in Ended, and no error.
 func Run(ctx context.Context, h Host, s Spec, send func(protocol.Output) error) error {
@@ -82,12 +79,11 @@ func Run(ctx context.Context, h Host, s Spec, send func(protocol.Output) error) 
 	ending, err := h.Run(ctx, s, stdoutEnd, stderrEnd)
 	stdoutEnd.Close()
 	stderrEnd.Close()
-	late := time.AfterFunc(drainTime, func() {
-		stdout.Close()
-		stderr.Close()
-	})
+	// What is in the pipes is read still. Their end may never come: a process that is not its own may hold them.
+	for _, r := range []*os.File{stdout, stderr} {
+		err = errors.Join(err, r.SetReadDeadline(time.Unix(1, 0)))
+	}
 	reading.Wait()
-	late.Stop()
 	o.close()
 	sending.Wait()
 	if err := errors.Join(err, sendErr); err != nil {

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nkeys"
@@ -47,14 +50,26 @@ func TestShortOutputIsOnePart(t *testing.T) {
 
 // TestOutputIsGathered: many small writes make few parts, which come while it runs, in their order.
 func TestOutputIsGathered(t *testing.T) {
-	const lines = 300
-	d := perform(t.Context(), children{}, shell("for ((i = 0; i < 300; i++)); do echo line $i; read -t 0.001 < <(:); done"))
-	if d.err != nil || strings.Count(d.stdout, "\n") != lines || !strings.HasSuffix(d.stdout, "line 299\n") {
-		t.Fatalf("%v", d)
-	}
-	if d.parts < 2 || d.parts > lines/4 {
-		t.Errorf("%d lines in %d parts", lines, d.parts)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		o := newOutput(1<<20, false)
+		var parts []string
+		go func() {
+			_ = o.deliver(func(p protocol.Output) error { parts = append(parts, string(p.Stdout)); return nil })
+		}()
+		want := ""
+		for i := range 300 {
+			line := fmt.Sprintf("line %d\n", i)
+			o.stdout([]byte(line))
+			want += line
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(gatherTime)
+		o.close()
+		synctest.Wait()
+		if most := int(300*time.Millisecond/gatherTime) + 1; strings.Join(parts, "") != want || len(parts) < most/2 || len(parts) > most {
+			t.Errorf("%d parts: %q", len(parts), parts)
+		}
+	})
 }
 
 // TestOutputComesWhileItRuns: what was written is given out although nothing follows, and a silent run says that it runs.
@@ -94,23 +109,66 @@ func TestOutputLimit(t *testing.T) {
 // TestPartsAreBounded: however fast it writes, and however slowly that is taken, nothing is lost, no part is larger than
 // it may be, and what runs waits.
 func TestPartsAreBounded(t *testing.T) {
-	const size = 1 << 20
-	gate := make(chan struct{})
-	time.AfterFunc(300*time.Millisecond, func() { close(gate) })
-	got, largest := 0, 0
-	begun := time.Now()
-	err := Run(t.Context(), children{}, Spec{Argv: []string{"/bin/sh", "-c", "head -c 1048576 /dev/zero"}, Output: 1 << 30}, func(o protocol.Output) error {
-		<-gate
+	synctest.Test(t, func(t *testing.T) {
+		const size = 1 << 20
+		o := newOutput(1<<30, false)
+		gate := make(chan struct{})
+		got, largest := 0, 0
+		go func() {
+			_ = o.deliver(func(p protocol.Output) error {
+				<-gate
+				got += len(p.Stdout)
+				largest = max(largest, len(p.Stdout))
+				return nil
+			})
+		}()
+		written := 0
+		go func() {
+			for range size / readSize {
+				o.stdout(make([]byte, readSize))
+				written += readSize
+			}
+		}()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got != 0 || written > 2*protocol.OutputChunk { // a part that is under way, and the next one
+			t.Errorf("%d bytes were taken, and %d written", got, written)
+		}
+		close(gate)
+		time.Sleep(time.Hour)
+		o.close()
+		synctest.Wait()
+		if got != size || largest > protocol.OutputChunk || largest < protocol.OutputChunk/2 {
+			t.Errorf("%d bytes, the largest part %d", got, largest)
+		}
+	})
+}
+
+// TestSlowlyTaken: what a program has written when it ends is given out, whenever that is taken.
+func TestSlowlyTaken(t *testing.T) {
+	const size = protocol.OutputChunk + 2*readSize // more than one part, the rest of which finds room in the pipe
+	ended := make(chan struct{})
+	got := 0
+	err := Run(t.Context(), told{children{}, ended}, Spec{Argv: []string{"/bin/sh", "-c", fmt.Sprintf("head -c %d /dev/zero", size)}, Output: 1 << 30}, func(o protocol.Output) error {
+		<-ended
+		time.Sleep(50 * time.Millisecond)
 		got += len(o.Stdout)
-		largest = max(largest, len(o.Stdout)+len(o.Stderr))
 		return nil
 	})
-	if err != nil || got != size || largest > protocol.OutputChunk || largest < protocol.OutputChunk/2 {
-		t.Errorf("%v: %d bytes, the largest part %d", err, got, largest)
+	if err != nil || got != size {
+		t.Errorf("%v: %d bytes of %d", err, got, size)
 	}
-	if least := size / protocol.OutputChunk * partTime / 2; time.Since(begun) < least {
-		t.Errorf("the parts came within %v", time.Since(begun))
-	}
+}
+
+// told closes a channel when what it ran has ended.
+type told struct {
+	Host
+	ended chan struct{}
+}
+
+func (h told) Run(ctx context.Context, s Spec, stdout, stderr *os.File) (protocol.Ending, error) {
+	defer close(h.ended)
+	return h.Host.Run(ctx, s, stdout, stderr)
 }
 
 // TestUnsentOutputEndsTheRun: where parts can't be sent any more, nothing goes on for nobody.
@@ -123,12 +181,15 @@ func TestUnsentOutputEndsTheRun(t *testing.T) {
 	}
 }
 
+// TestHeldPipe: a process that got away holds the pipe, and is not waited for.
 func TestHeldPipe(t *testing.T) {
-	// A process that got away holds the pipe, and is not waited for.
-	begun := time.Now()
-	d := perform(t.Context(), children{}, shell("setsid sleep 5 & echo done"))
-	if d.err != nil || d.stdout != "done\n" || time.Since(begun) > 4*time.Second {
-		t.Errorf("after %v: %v", time.Since(begun), d)
+	d := perform(t.Context(), children{}, shell("exec 4>&1; read pid < <(setsid sh -c 'echo $$; exec sleep 1000'); echo $pid"))
+	pid, err := strconv.Atoi(strings.TrimSpace(d.stdout))
+	if d.err != nil || err != nil {
+		t.Fatalf("%v: %v", err, d)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Errorf("it was waited for: %v", err)
 	}
 }
 

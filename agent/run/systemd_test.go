@@ -209,7 +209,7 @@ func TestNodeNothingIsLeft(t *testing.T) {
 	} {
 		begun := time.Now()
 		d := perform(t.Context(), h, shell(text))
-		if d.err != nil || time.Since(begun) > 15*time.Second {
+		if d.err != nil || time.Since(begun) > time.Minute {
 			t.Errorf("%s: after %v: %v", name, time.Since(begun), d)
 		}
 		if left := processes(t, "9876"); len(left) > 0 {
@@ -241,7 +241,7 @@ func TestNodeIsEnded(t *testing.T) {
 				last = o.Ended
 				return nil
 			})
-		if err != nil || last == nil || last.Result != protocol.ResultEnded || last.Reason != why.Error() || last.Exit != -1 || time.Since(begun) > 15*time.Second {
+		if err != nil || last == nil || last.Result != protocol.ResultEnded || last.Reason != why.Error() || last.Exit != -1 || time.Since(begun) > time.Minute {
 			t.Errorf("%s: after %v: %v %+v", name, time.Since(begun), err, last)
 		}
 		if name == "polite" && out != "begun\nbye\n" {
@@ -279,7 +279,7 @@ func TestNodeFlood(t *testing.T) {
 	h := needNode(t)
 	begun := time.Now()
 	d := perform(t.Context(), h, Spec{Argv: []string{"yes"}, Timeout: 3 * time.Second, Output: 300_000})
-	if len(d.stdout) != 300_000 || d.dropped < 1<<20 || d.ending.Result != protocol.ResultTimeout || d.parts > 20 || time.Since(begun) > 15*time.Second {
+	if len(d.stdout) != 300_000 || d.dropped < 1<<20 || d.ending.Result != protocol.ResultTimeout || d.parts > 60 || time.Since(begun) > time.Minute {
 		t.Errorf("after %v: %d bytes in %d parts, %d dropped, %+v %v", time.Since(begun), len(d.stdout), d.parts, d.dropped, d.ending, d.err)
 	}
 }
@@ -382,7 +382,7 @@ func TestNodeClear(t *testing.T) {
 		}
 		units = append(units, f.unit)
 	}
-	for deadline := time.Now().Add(10 * time.Second); len(processes(t, "98765")) < 3; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); len(processes(t, "98765")) < 3; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("they do not begin")
 		}
