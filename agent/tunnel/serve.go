@@ -42,8 +42,8 @@ func (s *Server) serve(t *open, e end) {
 	}
 	_ = t.Close()
 	<-t.Done()
-	if broke := t.Err(); broke != nil && err == nil {
-		err = broke
+	if broke := t.Err(); broke != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = broke // which is why it was cancelled
 	}
 	s.record(t, err)
 	s.mu.Lock()
@@ -117,12 +117,12 @@ type uploading struct {
 func (*uploading) give() {}
 
 func (u *uploading) carry(ctx context.Context, t *open) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	go func() {
 		select {
 		case <-t.Done():
-			cancel()
+			cancel(t.Err())
 		case <-ctx.Done():
 		}
 	}()

@@ -29,10 +29,10 @@ const (
 )
 
 const (
-	dialTime  = 10 * time.Second       // for the connection to what is reached
-	heardTime = 15 * time.Second       // for the user's first frame, which shows that the user has the keys
-	lateTime  = 5 * time.Second        // for which a tunnel that ended answers who missed the end
-	endTime   = 300 * time.Millisecond // for telling the other ends when the agent ends
+	dialTime  = 10 * time.Second // for the connection to what is reached
+	heardTime = 15 * time.Second // for the user's first frame, which shows that the user has the keys
+	lateTime  = 5 * time.Second  // for which a tunnel that ended answers who missed the end
+	endTime   = time.Second      // for telling the other ends when the agent ends
 )
 
 // Options are a server's surroundings.

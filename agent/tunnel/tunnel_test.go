@@ -185,7 +185,7 @@ func TestUploadIsInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(ctx context.Context, _ net.Conn, _ protocol.Identity) error {
 			<-ctx.Done()
-			return ctx.Err()
+			return context.Cause(ctx)
 		})
 		c := w.open("one", false)
 		time.Sleep(time.Minute)
@@ -194,7 +194,7 @@ func TestUploadIsInterrupted(t *testing.T) {
 		}
 		c.Reset("enough")
 		time.Sleep(time.Second)
-		if r := w.ended("one"); r == nil || r.Outcome != "failed" {
+		if r := w.ended("one"); r == nil || r.Outcome != "ok" || !strings.HasSuffix(r.Reason, "enough") {
 			t.Errorf("on record is %+v", r)
 		}
 	})
@@ -210,6 +210,31 @@ func TestUserEndsIt(t *testing.T) {
 		w.open("one", false).Reset("enough")
 		time.Sleep(time.Second)
 		if r := w.ended("one"); r == nil || r.Outcome != "ok" || !strings.HasSuffix(r.Reason, "enough") {
+			t.Errorf("on record is %+v", r)
+		}
+	})
+}
+
+// A tunnel ends with its user's credentials, which are good for an hour.
+func TestEndsWithItsCredentials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(ctx context.Context, _ net.Conn, _ protocol.Identity) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		})
+		c := w.open("one", false)
+		time.Sleep(time.Hour - time.Second)
+		if r := w.ended("one"); r != nil {
+			t.Fatalf("it ended: %+v", r)
+		}
+		began := time.Now()
+		<-c.Done()
+		var reset *tunnel.ResetError
+		if took := time.Since(began); took > 3*time.Second || !errors.As(c.Err(), &reset) || !strings.Contains(reset.Reason, "expired") {
+			t.Errorf("after %v: %v", took, c.Err())
+		}
+		time.Sleep(time.Second)
+		if r := w.ended("one"); r == nil || r.Outcome != "failed" || !strings.Contains(r.Reason, "expired") {
 			t.Errorf("on record is %+v", r)
 		}
 	})
