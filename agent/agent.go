@@ -15,7 +15,7 @@
 //	WatchdogSec=60           WATCHDOG=1 comes while engine, link and heartbeat are found alive
 //	Restart=always           with RestartSec=1 and, in [Unit], StartLimitIntervalSec=0: it is never given up
 //	KillMode=mixed           a build dies with the agent, and is resumed; activation and revert are units of their own
-//	TimeoutStopSec=10        it ends within 2 s of SIGTERM, an attempt being resumed by the next one
+//	TimeoutStopSec=10        it ends within 3 s of SIGTERM, an attempt being resumed by the next one
 //	OOMScoreAdjust=-500      whatever fills the memory is not mended by killing the one that can roll it back
 //	LimitNOFILE=65536        builds open many files
 //
@@ -66,7 +66,7 @@ const (
 
 const (
 	queuedRequests = 256
-	stopWithin     = 1500 * time.Millisecond
+	stopWithin     = 3 * time.Second
 	lockWithin     = 2 * time.Second
 	clearWithin    = 20 * time.Second
 )
@@ -113,6 +113,7 @@ type agent struct {
 	units     *heartbeat.Units // nil where Facts are given
 	leave     func()           // ends the agent
 	rekeying  sync.Mutex
+	saving    sync.Mutex // of the account JWT
 
 	worked atomic.Bool // a deploy ended
 
@@ -195,7 +196,7 @@ func (a *agent) openEngine() error {
 		}
 	}
 	o := reconcile.Options{Dir: filepath.Join(a.o.Dir, deployDir), Node: a.machine.Name, Verifier: a.verifier, Key: a.machine.XKey, Next: a.machine.NextXKey, Etc: reconcile.DefaultEtc,
-		Upstream: upstream{a.link, a.heart}, Host: a.host, Log: log, Changed: a.changed, Step: a.o.Step, Account: a.saveAccount, Audit: a.record, Settle: a.settle}
+		Upstream: upstream{a.link, a.heart}, Host: a.host, Log: log, Changed: a.changed, Step: a.o.Step, Account: func(string) { a.saveAccount() }, Audit: a.record, Settle: a.settle}
 	if a.o.Host == nil {
 		own := &facts.Source{Node: a.machine.Name, Dir: a.o.Dir, Controller: facts.DefaultController}
 		o.Facts = own.File
@@ -338,7 +339,7 @@ func (a *agent) takeAccount(token string) {
 		a.o.Log.Warn("an account JWT from a controller is not this fleet's", "error", err)
 	}
 	if changed {
-		a.saveAccount(token)
+		a.saveAccount()
 		a.heart.Changed()
 	}
 }
@@ -355,9 +356,12 @@ func (a *agent) settle() {
 // fail for want of it.
 func (a *agent) record(r protocol.AuditRecord) { _ = a.audit.Record(r) }
 
-func (a *agent) saveAccount(token string) {
+// saveAccount keeps the newest account JWT there is: of two that come at once, the older one must not be written last.
+func (a *agent) saveAccount() {
 	a.tunnels.Recheck(time.Now())
-	if err := a.machine.SaveAccount(token); err != nil {
+	a.saving.Lock()
+	defer a.saving.Unlock()
+	if err := a.machine.SaveAccount(a.verifier.Account()); err != nil {
 		a.o.Log.Error("a newer account JWT can't be kept; a restart would forget who was revoked", "error", err)
 	}
 }
