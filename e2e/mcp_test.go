@@ -92,7 +92,7 @@ func (f *fleet) overHTTP(port int, token string, args ...string) *assistant {
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()
 	})
-	f.eventually(20*time.Second, func() string {
+	f.eventually(time.Minute, func() string {
 		if strings.Contains(stderr.String(), "listening") {
 			return ""
 		}
@@ -248,7 +248,7 @@ func TestMCP(t *testing.T) {
 func (f *fleet) startCluster(node *lab.Node) {
 	f.t.Helper()
 	f.exec(node, "systemd-run", "--quiet", "--unit=cluster-etcd", "--property=StateDirectory=cluster-etcd", "/usr/bin/etcd", "--data-dir=/var/lib/cluster-etcd")
-	f.eventually(30*time.Second, func() string {
+	f.eventually(time.Minute, func() string {
 		if out, err := node.Exec(f.ctx, "etcdctl", "put", "/cluster/nodes/n1", "of the mesh"); err != nil {
 			return fmt.Sprintf("etcd: %v %s", err, out)
 		}

@@ -117,7 +117,7 @@ func TestMCPDev(t *testing.T) {
 	}
 	runaway := func() (pid string) {
 		t.Helper()
-		f.eventually(20*time.Second, func() string {
+		f.eventually(time.Minute, func() string {
 			data, _ := node.ReadFile("/root/dev/pid")
 			if pid = strings.TrimSpace(string(data)); pid == "" {
 				return "the test's daemon did not begin"
@@ -134,7 +134,7 @@ func TestMCPDev(t *testing.T) {
 	}
 	id := session("good")
 	var row map[string]any
-	f.eventually(20*time.Second, func() string {
+	f.eventually(time.Minute, func() string {
 		if row = a.good("test-runner", in{"operation": "get_output", "session_id": id}).rows[0]; row["is_complete"] != true {
 			return "the test does not end"
 		}
@@ -153,7 +153,7 @@ func TestMCPDev(t *testing.T) {
 	session("endless")
 	pid = runaway()
 	a.session.Close() // the server ends with its client
-	f.eventually(20*time.Second, func() string {
+	f.eventually(time.Minute, func() string {
 		if out, err := node.Exec(f.ctx, "test", "!", "-e", "/proc/"+pid); err != nil {
 			return "the test goes on without its server: " + string(out)
 		}
@@ -253,7 +253,7 @@ func TestMCPLab(t *testing.T) {
 		if started.failed {
 			t.FailNow()
 		}
-		f.eventually(90*time.Second, func() string {
+		f.eventually(2*time.Minute, func() string {
 			row = a.good(tool, in{"operation": "get_output", "session_id": started.rows[0]["session_id"]}).rows[0]
 			if row["is_complete"] != true {
 				return "it does not end"
@@ -277,7 +277,7 @@ func TestMCPLab(t *testing.T) {
 	}
 	// The nodes end with the server, and the next one makes them again.
 	a.session.Close()
-	f.eventually(60*time.Second, func() string {
+	f.eventually(2*time.Minute, func() string {
 		out, err := exec.CommandContext(f.ctx, program, "list").Output()
 		for line := range strings.Lines(string(out)) {
 			if strings.HasPrefix(line, name) && strings.Contains(line, "running") {

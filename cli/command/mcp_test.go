@@ -382,7 +382,7 @@ func TestMCPIsHeldToAViewer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer session.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for target, actions := range map[string][]protocol.Action{
 		"web1":                  {protocol.RunScript, protocol.RunShell, protocol.OpenTunnel, protocol.CollectGarbage, protocol.Release, protocol.RotateSecret, protocol.OwnFiles, protocol.Rekey},

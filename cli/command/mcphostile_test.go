@@ -357,7 +357,7 @@ func TestMCPMalformed(t *testing.T) {
 			alive++
 			id := fmt.Sprintf("alive-%d", alive)
 			send(`{"jsonrpc":"2.0","id":"` + id + `","method":"ping"}`)
-			deadline := time.After(20 * time.Second)
+			deadline := time.After(2 * time.Minute)
 			for {
 				select {
 				case line, ok := <-lines:

@@ -172,6 +172,21 @@ func post(t *testing.T, url, token, session, message string, headers ...string) 
 
 func send(t *testing.T, method, url, token, session, message string, headers ...string) (status int, got http.Header, body string) {
 	t.Helper()
+	if session != "" {
+		headers = append(headers, "Mcp-Session-Id", session)
+	}
+	answer := request(t, method, url, token, message, headers...)
+	defer answer.Body.Close()
+	data, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.StatusCode, answer.Header, string(data)
+}
+
+// request sends a message with headers, and gives the answer as it begins.
+func request(t *testing.T, method, url, token, message string, headers ...string) *http.Response {
+	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(message))
 	if err != nil {
 		t.Fatal(err)
@@ -179,9 +194,6 @@ func send(t *testing.T, method, url, token, session, message string, headers ...
 	r.Header.Set("Authorization", "Bearer "+token)
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Accept", "application/json, text/event-stream")
-	if session != "" {
-		r.Header.Set("Mcp-Session-Id", session)
-	}
 	for i := 0; i < len(headers); i += 2 {
 		if headers[i] == "Host" {
 			r.Host = headers[i+1]
@@ -192,12 +204,7 @@ func send(t *testing.T, method, url, token, session, message string, headers ...
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer answer.Body.Close()
-	data, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer.StatusCode, answer.Header, string(data)
+	return answer
 }
 
 // A session is its caller's: nobody else can speak, listen or end it, and who has another role meanwhile begins anew.
@@ -424,57 +431,113 @@ func TestCallsEnd(t *testing.T) {
 		t.Errorf("it was answered with %s", answer.Status)
 	}
 	ended(t, over, "over HTTP")
+
+	_, header, _ := post(t, url, "x", "", hello)
+	session := header.Get("Mcp-Session-Id")
+	answered := make(chan string, 1)
+	go func() {
+		defer close(answered)
+		_, _, body := post(t, url, "x", session, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"slow","arguments":{}}}`)
+		answered <- body
+	}()
+	<-began
+	if status, _, body := post(t, url, "x", session, `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`); status != http.StatusAccepted {
+		t.Errorf("a cancellation is answered with %d: %s", status, body)
+	}
+	ended(t, over, "in a session over HTTP")
+	<-answered
 }
 
 func ended(t *testing.T, over <-chan struct{}, where string) {
 	t.Helper()
 	select {
 	case <-over:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal(where + " it goes on")
 	}
 }
 
-// A client that wants to know how far a call is is told so, by the name that it gave, and others are not.
+// A client that wants to know how far a call is is told so, by the name that it gave and not too often, and others are not.
 func TestProgress(t *testing.T) {
 	s := New(Options{Name: "test", Version: "1"})
-	Add(s, Tool{Name: "long"}, func(ctx context.Context, _ *Call, _ struct{}) (*Answer[line], error) {
-		for done := range 100 {
-			Progress(ctx, done+1, 100)
+	seen := make(chan struct{}, 1)
+	Add(s, Tool{Name: "long"}, func(ctx context.Context, _ *Call, in lineIn) (*Answer[line], error) {
+		for done := 1; ; done++ { // until the client was told: what is told at the very end may be lost, or come after the answer
+			Progress(ctx, done, in.Lines)
+			select {
+			case <-seen:
+				return &Answer[line]{Summary: "done"}, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(time.Millisecond):
+			}
 		}
-		return &Answer[line]{Summary: "done"}, nil
 	})
-	in, client := io.Pipe()
-	answers, out := io.Pipe()
-	go func() { _ = s.ServeStdio(t.Context(), in, out) }()
-	defer client.Close()
-	lines := bufio.NewScanner(answers)
-	ask := func(message string) {
+	const modern = `"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"x","version":"1"},"io.modelcontextprotocol/clientCapabilities":{},`
+	call := func(id int, meta string) string {
+		return fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"long","arguments":{"lines":100},"_meta":{%s}}}`, id, meta)
+	}
+	// check calls without a name for progress and with one. ask sends a message, and gives the lines that come.
+	check := func(t *testing.T, meta string, ask func(message string) *bufio.Scanner) {
 		t.Helper()
-		if _, err := io.WriteString(client, message+"\n"); err != nil {
-			t.Fatal(err)
+		seen <- struct{}{} // who does not want to be told: the answer is all that comes
+		for lines := ask(call(7, strings.TrimSuffix(meta, ","))); lines.Scan() && !strings.Contains(lines.Text(), `"id":7`); {
+			if strings.Contains(lines.Text(), "progress") {
+				t.Errorf("nobody asked for %s", lines.Text())
+			}
 		}
-	}
-	ask(hello)
-	ask(`{"jsonrpc":"2.0","method":"notifications/initialized"}`)
-	ask(`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"long","arguments":{}}}`)
-	for answered := false; !answered && lines.Scan(); {
-		if strings.Contains(lines.Text(), "progress") {
-			t.Errorf("nobody asked for %s", lines.Text())
-		}
-		answered = strings.Contains(lines.Text(), `"id":7`)
-	}
-	ask(`{"jsonrpc":"2.0","id":8,"method":"tools/call","params":{"name":"long","arguments":{},"_meta":{"progressToken":"mine"}}}`)
-	told := 0
-	for answered := false; (!answered || told == 0) && lines.Scan(); {
-		if strings.Contains(lines.Text(), "notifications/progress") {
-			if told++; !strings.Contains(lines.Text(), `"progressToken":"mine"`) || !strings.Contains(lines.Text(), `"total":100`) {
+		began, told, answered := time.Now(), 0, false
+		for lines := ask(call(8, meta+`"progressToken":"mine"`)); !answered && lines.Scan(); {
+			if answered = strings.Contains(lines.Text(), `"id":8`); !strings.Contains(lines.Text(), "notifications/progress") {
+				continue
+			}
+			if told++; told == 2 {
+				seen <- struct{}{}
+			}
+			if !strings.Contains(lines.Text(), `"progressToken":"mine"`) || !strings.Contains(lines.Text(), `"total":100`) {
 				t.Errorf("told: %s", lines.Text())
 			}
 		}
-		answered = answered || strings.Contains(lines.Text(), `"id":8`)
+		if most := 1 + int(time.Since(began)/progressEvery); !answered || told < 2 || told > most {
+			t.Errorf("answered: %t, told %d times, and %d times is often enough", answered, told, most)
+		}
 	}
-	if told == 0 || told > 20 {
-		t.Errorf("it was told %d times", told)
+	t.Run("over stdio", func(t *testing.T) {
+		in, client := io.Pipe()
+		answers, out := io.Pipe()
+		go func() { _ = s.ServeStdio(t.Context(), in, out) }()
+		defer client.Close()
+		lines := bufio.NewScanner(answers)
+		ask := func(message string) *bufio.Scanner {
+			t.Helper()
+			if _, err := io.WriteString(client, message+"\n"); err != nil {
+				t.Fatal(err)
+			}
+			return lines
+		}
+		ask(hello).Scan()
+		ask(`{"jsonrpc":"2.0","method":"notifications/initialized"}`)
+		check(t, "", ask)
+	})
+	url := served(t, s, func(token string) (Caller, error) { return Caller{Name: token}, nil })
+	_, header, _ := post(t, url, "alice", "", hello)
+	for name, over := range map[string]struct {
+		meta    string
+		headers []string
+	}{
+		"over HTTP in a session":      {"", []string{"Mcp-Session-Id", header.Get("Mcp-Session-Id")}},
+		"over HTTP without a session": {modern, []string{"Mcp-Protocol-Version", mcp.ProtocolVersion20260728, "Mcp-Method", "tools/call", "Mcp-Name", "long"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			check(t, over.meta, func(message string) *bufio.Scanner {
+				t.Helper()
+				answer := request(t, http.MethodPost, url, "alice", message, over.headers...)
+				t.Cleanup(func() { answer.Body.Close() })
+				if answer.StatusCode != 200 {
+					t.Fatal(answer.Status)
+				}
+				return bufio.NewScanner(answer.Body)
+			})
+		})
 	}
 }
