@@ -200,6 +200,12 @@ func TestDoctorGit(t *testing.T) {
 		"problem project .env git: it is in the repository",
 		"warning project .gitignore git: git would add nix-infra/admin.creds",
 	)
+	// A repository that came with the folder says which programs git runs to look into it.
+	git("config", "core.fsmonitor", "touch "+s.path("ran")+"; false")
+	s.symptoms(SomeFailed)
+	if _, err := os.Stat(s.path("ran")); err == nil {
+		t.Error("doctor ran a program that the project's repository names")
+	}
 }
 
 // TestDoctorNodes: each trouble of a node is found, by the node's name.

@@ -134,10 +134,11 @@ func (d *doctor) checkPermissions() {
 	}
 }
 
-// checkGit asks git whether it would see what must stay private.
+// checkGit asks git whether it would see what must stay private. A repository can name programs that git runs, even for this:
+// none is, since the project may be somebody else's, which is looked at before it is trusted.
 func (d *doctor) checkGit(ctx context.Context) {
 	git := func(args ...string) (string, error) {
-		out, err := exec.CommandContext(ctx, "git", append([]string{"-C", d.dir}, args...)...).Output()
+		out, err := exec.CommandContext(ctx, "git", append([]string{"-C", d.dir, "-c", "core.fsmonitor=false", "-c", "core.hooksPath=" + os.DevNull}, args...)...).Output()
 		return strings.TrimSpace(string(out)), err
 	}
 	if _, err := exec.LookPath("git"); err != nil {

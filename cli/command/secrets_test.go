@@ -224,6 +224,8 @@ func TestSecretsEdit(t *testing.T) {
 	s.expect(Refused, "an empty one is none", "secrets", "edit", "s")
 	s.env["EDITOR"] = ""
 	s.expect(Refused, "VISUAL or EDITOR", "secrets", "edit", "s")
+	s.write(".env", "EDITOR="+s.path("editor")+"\n") // a project can't say which programs run here
+	s.expect(Refused, "VISUAL or EDITOR", "secrets", "edit", "s")
 	if _, err := memoryDir("", "/proc", t.TempDir()+"/none"); err == nil {
 		t.Error("/proc is no memory for files")
 	}

@@ -38,11 +38,12 @@ func (a *app) secretsEdit(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	editor := strings.Fields(first(p.Env.Get("VISUAL"), p.Env.Get("EDITOR")))
+	// The user's own: a project says nothing about which programs run here, nor where a secret lies in clear.
+	editor := strings.Fields(first(a.Getenv("VISUAL"), a.Getenv("EDITOR")))
 	if len(editor) == 0 {
 		return errors.New("with which editor? Set VISUAL or EDITOR, such as EDITOR=vi")
 	}
-	memory, err := memoryDir(p.Env.Get("XDG_RUNTIME_DIR"), "/dev/shm")
+	memory, err := memoryDir(a.Getenv("XDG_RUNTIME_DIR"), "/dev/shm")
 	if err != nil {
 		return err
 	}

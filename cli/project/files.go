@@ -179,18 +179,20 @@ func (s source) errorf(name, format string, args ...any) error {
 	return fmt.Errorf("%s: %s", show(path.Join(s.name, name)), fmt.Sprintf(format, args...))
 }
 
-// isPrivate tells of a path below the project whether it holds keys or secrets.
+// isPrivate tells of a path below the project whether it holds keys, credentials or secrets. Some file systems know no
+// difference of case.
 func isPrivate(name string) bool {
+	name = strings.ToLower(name)
 	parts := strings.Split(name, "/")
 	switch parts[0] {
 	case "ssh":
 		return !strings.HasSuffix(name, ".pub")
 	case "ca":
 		return slices.Contains(parts, "private") || len(parts) == 1
-	case "secrets", ".git", ".env":
+	case "secrets", ".git", "nix-infra":
 		return true
 	}
-	return strings.HasSuffix(name, ".age")
+	return strings.HasPrefix(parts[0], ".env") || strings.HasSuffix(name, ".age") || strings.HasSuffix(name, ".creds")
 }
 
 // isLeftover tells of files that version control, editors and file managers leave about.

@@ -272,6 +272,9 @@ func TestLinksAndSpecialFiles(t *testing.T) {
 		"the project":         {link("..", "modules/l"), "modules/l: a symlink to the whole project"},
 		"a private key":       {link("../ssh/k", "modules/k"), "which no node may get"},
 		"all keys":            {link("../ssh", "modules/k"), "which no node may get"},
+		"credentials":         {link("../nix-infra/mcp.creds", "modules/k"), "which no node may get"},
+		"others":              {link("../ops.creds", "modules/k"), "which no node may get"},
+		"an environment":      {link("../.env.production", "modules/k"), "which no node may get"},
 		"named pipe": {func(t *testing.T, dir string) {
 			if err := syscall.Mkfifo(filepath.Join(dir, "modules/p"), 0o644); err != nil {
 				t.Fatal(err)
@@ -287,7 +290,8 @@ func TestLinksAndSpecialFiles(t *testing.T) {
 		}, "modules/s: a socket can't be deployed"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := small(t, map[string]string{"shared/a.nix": "a", "ssh/k": "private", "ssh/k.pub": "public", "nodes/n2.nix": "x"})
+			p := small(t, map[string]string{"shared/a.nix": "a", "ssh/k": "private", "ssh/k.pub": "public", "nodes/n2.nix": "x",
+				"nix-infra/mcp.creds": "a seed", "ops.creds": "a seed", ".env.production": "A=secret"})
 			c.make(t, p.Dir)
 			tree, err := p.Tree(TreeRequest{Node: "n1"})
 			if err != nil {

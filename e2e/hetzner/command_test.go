@@ -64,6 +64,9 @@ func TestSSHKeyCommands(t *testing.T) {
 
 	d.write("ssh/bad.pub", "no key\n")
 	d.run(2, []string{"ssh-key", "add", "--name", "bad"}, "SSH key bad: its public half is no key")
+	d.write(".env", "HCLOUD_ENDPOINT=https://elsewhere.example.org/v1\n") // where the user's own token would go
+	d.run(2, []string{"ssh-key", "add", "--name", "nixinfra"}, "HCLOUD_ENDPOINT is in the project's environment file")
+	must(t, os.Remove(filepath.Join(d.dir, ".env")))
 	d.env[0] = "HCLOUD_TOKEN=wrong"
 	d.run(2, []string{"ssh-key", "add", "--name", "nixinfra"}, "it does not know the token in HCLOUD_TOKEN")
 	d.env[0] = "HCLOUD_TOKEN="
