@@ -36,7 +36,7 @@ func (b *bundleFlags) check(o *deployOptions) error {
 	switch {
 	case b.out == "" && (b.offline || b.serial != 0):
 		return errors.New("--offline and --serial go with --out: without a controller, a deployment can only be written into a file")
-	case b.offline && (b.serial == 0 || b.serial >= plausibleSerial):
+	case b.offline && (b.serial == 0 || b.serial >= plausibleSerial(time.Now())):
 		return errors.New("--offline needs --serial N: one more than the serial that nix-infra-agent status shows on the node (1 if it never had a deployment)")
 	case b.offline && o.where == here:
 		return errors.New("--build=local asks the node for the files that belong to it, so it can't be --offline; use --build=node or --build=cache")

@@ -66,9 +66,21 @@ func TestNextSerial(t *testing.T) {
 		if c.beat > 0 {
 			n.Beat = &protocol.Beat{Serial: c.beat}
 		}
-		if got := nextSerial(n, c.mode); got != c.want {
-			t.Errorf("desired %d, beat %d, %s: serial %d, want %d", c.desired, c.beat, c.mode, got, c.want)
+		if got, err := nextSerial(n, c.mode, time.Now()); got != c.want || err != nil {
+			t.Errorf("desired %d, beat %d, %s: serial %d, want %d (%v)", c.desired, c.beat, c.mode, got, c.want, err)
 		}
+	}
+	// A controller that was broken into has no manifest signed that would be the node's last one.
+	now := time.Now()
+	most := plausibleSerial(now)
+	for _, n := range []*protocol.NodeState{{Serial: 1<<64 - 2}, {Serial: most}, {Desired: &protocol.Desired{Serial: 1<<64 - 1}}} {
+		if got, err := nextSerial(n, protocol.Switch, now); err == nil || !strings.Contains(err.Error(), "either the controller, or this machine's clock, is not right") {
+			t.Errorf("%+v: serial %d, %v", n, got, err)
+		}
+	}
+	last, err := nextSerial(&protocol.NodeState{Serial: most - 1}, protocol.Switch, now)
+	if next, err2 := nextSerial(&protocol.NodeState{Serial: last}, protocol.Switch, now.Add(time.Second)); err != nil || err2 != nil || next != last+1 {
+		t.Errorf("after the highest that was believed, %d: %d, %v, %v", last, next, err, err2)
 	}
 }
 

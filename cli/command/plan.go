@@ -80,12 +80,16 @@ func makePlan(signer *protocol.Signer, o order, chosen []protocol.NodeState, fro
 	for i, n := range chosen {
 		g.Go(func() error {
 			m := &protocol.Manifest{
-				Version: protocol.Version, Node: n.Name, Serial: nextSerial(&n, o.mode), Deployment: p.request.Deployment,
+				Version: protocol.Version, Node: n.Name, Deployment: p.request.Deployment,
 				Created: now.UTC().Truncate(time.Second), Mode: o.mode, Attr: protocol.SystemAttr(n.Name),
 				Timeout: int(o.timeout.Seconds()), BuildTimeout: int(o.build.Seconds()), Settle: int(o.settle.Seconds()),
 			}
 			parts[i] = newPlan(p.request)
-			if err := from(parts[i], m); err != nil {
+			var err error
+			if m.Serial, err = nextSerial(&n, o.mode, now); err == nil {
+				err = from(parts[i], m)
+			}
+			if err != nil {
 				wrong[i] = fmt.Errorf("%s: %w", n.Name, err)
 				return nil // what is wrong is told of all nodes together
 			}
@@ -186,24 +190,28 @@ func (p *plan) warn(warnings ...string) {
 	}
 }
 
-// plausibleSerial bounds what a node is believed about its own serial: one that claims the highest number
-// there is would leave none above it, and so keep every deployment that names it from being signed.
-const plausibleSerial = 1 << 48
+// plausibleSerial is above every serial that deployments can have led to by now: nobody makes one each millisecond. Who claims
+// a higher one, such as the highest number that there is, would leave none above it, and a node that once took a
+// manifest with that could get no other. The bound moves on, so that whoever claims just less bars nothing.
+func plausibleSerial(now time.Time) uint64 { return uint64(max(0, now.UnixMilli())) }
 
 // nextSerial is above all that the controller holds for a node and all that the node says it accepted: the two
 // differ where a controller lost its state.
-func nextSerial(n *protocol.NodeState, mode protocol.Mode) uint64 {
+func nextSerial(n *protocol.NodeState, mode protocol.Mode, now time.Time) (uint64, error) {
 	if mode == protocol.DryActivate {
-		return 0
+		return 0, nil
 	}
-	last := n.Serial
+	last, bound := n.Serial, plausibleSerial(now)
 	if n.Desired != nil {
 		last = max(last, n.Desired.Serial)
 	}
-	if n.Beat != nil && n.Beat.Serial < plausibleSerial {
+	if last >= bound {
+		return 0, fmt.Errorf("the controller holds serial %d for it, which no number of deployments leads to: either the controller, or this machine's clock, is not right", last)
+	}
+	if n.Beat != nil && n.Beat.Serial < bound {
 		last = max(last, n.Beat.Serial)
 	}
-	return last + 1
+	return last + 1, nil
 }
 
 // explain turns what the controller says to a deployment into what to do about it.

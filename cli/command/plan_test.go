@@ -53,8 +53,8 @@ func TestWaysBack(t *testing.T) {
 // What the controller holds back, or held, counts as well as what is desired.
 func TestSerialIsAboveWhatIsHeld(t *testing.T) {
 	n := &protocol.NodeState{Serial: 9, Desired: &protocol.Desired{Serial: 4}, Beat: &protocol.Beat{Serial: 5}}
-	if got := nextSerial(n, protocol.Reboot); got != 10 {
-		t.Errorf("serial %d", got)
+	if got, err := nextSerial(n, protocol.Reboot, time.Now()); got != 10 || err != nil {
+		t.Errorf("serial %d, %v", got, err)
 	}
 }
 
