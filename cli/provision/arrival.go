@@ -83,12 +83,15 @@ func (a *Arrival) Fail(ctx context.Context, err error, log []string) error {
 
 // NixOS brings the machine to where it runs NixOS, and gives a connection to it.
 func (a *Arrival) NixOS(ctx context.Context) (*Machine, error) {
-	if err := a.Begin(PhaseReach, "connect to "+a.Ways[0].Address()); err != nil {
-		return nil, err
-	}
-	patience := Patience{Reach: reachTime}
-	if a.Fresh {
+	phase, patience := PhaseReach, Patience{Reach: reachTime}
+	switch {
+	case a.Journal.Phase == PhaseReboot: // an earlier run ended then, and the machine may be at it still
+		phase, patience = PhaseReboot, Patience{rebootTime, keysTime}
+	case a.Fresh:
 		patience = Patience{freshTime, keysTime}
+	}
+	if err := a.Begin(phase, "connect to "+a.Ways[0].Address()); err != nil {
+		return nil, err
 	}
 	m, err := a.reach(ctx, patience)
 	if err != nil {
@@ -173,8 +176,9 @@ func (a *Arrival) reboot(ctx context.Context, m *Machine, before Facts) (*Machin
 	if !done {
 		_, err := run(ctx, stepTime, m, nil, "systemctl", "reboot")
 		m.Close()
-		var refused *ssh.ExitError // all else is the connection's end
-		if errors.As(err, &refused) {
+		// All else is the connection's end, or that of systemctl itself, which goes down with the machine.
+		var refused *ssh.ExitError
+		if errors.As(err, &refused) && refused.ExitStatus() < signalled {
 			return nil, Facts{}, a.Fail(ctx, err, nil)
 		}
 	}
@@ -198,6 +202,9 @@ func (a *Arrival) reboot(ctx context.Context, m *Machine, before Facts) (*Machin
 		}
 	}
 }
+
+// signalled is where the exit statuses begin of what a signal ended.
+const signalled = 128
 
 // tail gives the last lines of a log, cut to what can be shown.
 func tail(text string, n int) []string {

@@ -236,18 +236,17 @@ func TestArrivalThatStaysWhatItWas(t *testing.T) {
 func TestArrivalGoesOn(t *testing.T) {
 	h := sshtest.Start(t)
 	h.Runs(t, debian12)
-	a, _ := arrival(t, h, `while [ ! -e "$FAKE_ROOT/go" ]; do sleep 0.05; done; `+becomesNixOS)
+	a, _ := arrival(t, h, `touch "$FAKE_ROOT/runs"; while [ ! -e "$FAKE_ROOT/go" ] && [ ! -e "$FAKE_ROOT/off" ]; do sleep 0.05; done; `+becomesNixOS)
 	ctx, cancel := context.WithCancel(t.Context())
-	a.Step = func(p Phase, what string) {
-		if p == PhaseConvert {
-			go func() {
-				for len(h.Asked()[0]) == 0 {
-					time.Sleep(10 * time.Millisecond)
-				}
+	go func() {
+		for t.Context().Err() == nil {
+			if _, err := os.Stat(h.Path("/runs")); err == nil {
 				cancel()
-			}()
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
 		}
-	}
+	}()
 	if _, err := a.NixOS(ctx); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
 	}
@@ -264,6 +263,61 @@ func TestArrivalGoesOn(t *testing.T) {
 	if len(h.Asked()) != 1 {
 		t.Errorf("it was run %d times", len(h.Asked()))
 	}
+}
+
+// A run that was ended while the machine boots is finished by the next, which gives it the time that a first boot takes.
+func TestArrivalWhileItBoots(t *testing.T) {
+	h := sshtest.Start(t)
+	h.Runs(t, debian12)
+	h.NixOS(t)
+	c := newCable(t, h.Address) // not plugged in
+	a, _ := arrival(t, h, becomesNixOS)
+	away, err := ParseTarget("admin@" + c.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range a.Ways {
+		a.Ways[i].Port = away.Port
+	}
+	a.Journal.Phase = PhaseReboot
+	for range 2 { // two runs that are ended while they wait
+		ctx, cancel := context.WithCancel(t.Context())
+		a.Step = func(p Phase, what string) {
+			if strings.HasPrefix(what, "wait: ") {
+				cancel()
+			}
+		}
+		if _, err := a.NixOS(ctx); !errors.Is(err, context.Canceled) || a.Journal.Phase != PhaseReboot {
+			t.Fatalf("in phase %s: %v", a.Journal.Phase, err)
+		}
+	}
+	h.LetOnly("nobody") // until it has booted
+	refused := false
+	a.Step = func(p Phase, what string) {
+		if refused {
+			h.LetOnly("root")
+		}
+		refused = refused || strings.Contains(what, "does not accept any of the keys")
+		c.up.Store(true)
+	}
+	m, err := a.NixOS(t.Context())
+	if err != nil || !refused {
+		t.Fatalf("refused at first: %v; %v", refused, err)
+	}
+	m.Close()
+}
+
+// The command that boots a machine may go down with it.
+func TestRebootThatIsKilled(t *testing.T) {
+	h := sshtest.Start(t)
+	h.Runs(t, debian12)
+	h.DiesOfReboot()
+	a, steps := arrival(t, h, becomesNixOS)
+	m, err := a.NixOS(t.Context())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, strings.Join(*steps, "\n"))
+	}
+	m.Close()
 }
 
 // Another way of conversion leaves the reboot to the owner; the run after that takes the machine as it is.

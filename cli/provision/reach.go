@@ -9,7 +9,7 @@ import (
 // Patience is how long a machine is waited for.
 type Patience struct {
 	Reach time.Duration // until SSH answers
-	Keys  time.Duration // until it takes one of the keys, from its first answer on: what is new or boots may not know them yet
+	Keys  time.Duration // until it takes one of the keys, since it answers: what is new or boots may not know them yet
 }
 
 // retryEvery is how often a machine that does not answer is tried again, and one where something runs is looked at. Tests wait less.
@@ -47,7 +47,10 @@ func Reach(ctx context.Context, ways []Target, p Patience, waiting func(why erro
 			}
 		}
 		now := time.Now()
-		if there && answered.IsZero() {
+		switch {
+		case !there:
+			answered = time.Time{} // what it said when it went down is of before
+		case answered.IsZero():
 			answered = now
 		}
 		if there && now.Sub(answered) >= p.Keys || !there && now.Sub(began) >= p.Reach {

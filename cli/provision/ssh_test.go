@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/pem"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -267,6 +268,39 @@ func TestReachWaits(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	m.Close()
+}
+
+// A machine that boots refuses the keys when it goes down and when it comes up: each time it is given some time for them.
+func TestReachAcrossABoot(t *testing.T) {
+	h := sshtest.Start(t)
+	h.LetOnly("nobody")
+	c := newCable(t, h.Address)
+	c.up.Store(true)
+	tg := target(t, h, "root")
+	away, err := ParseTarget("root@" + c.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tg.Port = away.Port
+	var waits []string
+	m, err := Reach(t.Context(), []Target{tg}, Patience{Reach: time.Minute, Keys: retryEvery / 2}, func(why error) {
+		var refused *refusedKeys
+		switch there := errors.As(why, &refused); {
+		case there && len(waits) == 0:
+			waits = append(waits, "goes down")
+			c.up.Store(false)
+		case there:
+			waits = append(waits, "comes up")
+			h.LetOnly("root")
+		default:
+			waits = append(waits, "is away")
+			c.up.Store(true)
+		}
+	})
+	if err != nil || !slices.Equal(waits, []string{"goes down", "is away", "comes up"}) {
+		t.Fatalf("it waited while it %q: %v", waits, err)
 	}
 	m.Close()
 }

@@ -18,9 +18,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/machine"
@@ -40,8 +43,12 @@ type Host struct {
 
 	root     string
 	accepted ssh.PublicKey
+	leash    *os.File // held open by each command, and by all that those leave behind
+
+	serving sync.WaitGroup
 
 	mu        sync.Mutex
+	conns     []net.Conn
 	onCommand func()
 	users     []string // who may log in; nil: everybody
 	keys      []ssh.Signer
@@ -49,9 +56,13 @@ type Host struct {
 	forwarded []string
 }
 
-// Start runs a machine until the test ends.
+// Start runs a machine until the test ends. Then there is a file off in $FAKE_ROOT, and what runs on it is waited for: nothing
+// writes below folders that are being removed.
 func Start(t testing.TB) *Host {
 	h := &Host{root: t.TempDir(), Uname: "Linux x86_64"}
+	ended, leash, err := os.Pipe()
+	must(t, err)
+	h.leash = leash
 	for _, dir := range []string{"/var/lib", "/etc/systemd/system", "/run/systemd/system", "/bin"} {
 		must(t, os.MkdirAll(h.Path(dir), 0o755))
 	}
@@ -75,10 +86,36 @@ func Start(t testing.TB) *Host {
 	h.ChangeHostKey(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	t.Cleanup(func() { l.Close() })
 	h.Address = l.Addr().String()
-	go h.listen(l)
+	accepting := make(chan struct{})
+	go func() { defer close(accepting); h.listen(l) }()
+	t.Cleanup(func() {
+		l.Close()
+		<-accepting
+		h.stop(t, ended)
+	})
 	return h
+}
+
+// patience is how long the commands of a machine may take to end, once their connections have.
+const patience = time.Minute
+
+// stop ends the connections, and waits for what runs: the pipe that ended reads from has no other end when nothing does.
+func (h *Host) stop(t testing.TB, ended *os.File) {
+	h.mu.Lock()
+	for _, c := range h.conns {
+		c.Close()
+	}
+	h.mu.Unlock()
+	h.serving.Wait()
+	h.leash.Close()
+	defer ended.Close()
+	if err := errors.Join(os.WriteFile(h.Path("/off"), nil, 0o600), ended.SetReadDeadline(time.Now().Add(patience))); err != nil {
+		t.Error(err)
+	}
+	if _, err := ended.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("a command on the machine did not end: %v", err)
+	}
 }
 
 func must(t testing.TB, err error) {
@@ -92,7 +129,14 @@ func must(t testing.TB, err error) {
 func (h *Host) Path(path string) string { return filepath.Join(h.root, path) }
 
 func (h *Host) script(t testing.TB, name, text string) {
-	must(t, os.WriteFile(h.Path("/bin/"+name), []byte("#!/bin/sh\n"+text+"\n"), 0o755))
+	program(t, h.Path("/bin/"+name), text)
+}
+
+// program writes a program. Nothing is started meanwhile: a child that has the file open keeps everybody from running it.
+func program(t testing.TB, path, text string) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	must(t, os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755))
 }
 
 // ChangeHostKey gives the machine another host key, as a reinstallation does.
@@ -161,8 +205,7 @@ func (h *Host) Program(t testing.TB, name, role string) string {
 	self, err := os.Executable()
 	must(t, err)
 	path := filepath.Join(t.TempDir(), name)
-	text := fmt.Sprintf("#!/bin/sh\nexec '%s' play '%s' %s \"$@\"\n", self, h.Path("/var/lib/"+name), role)
-	must(t, os.WriteFile(path, []byte(text), 0o755))
+	program(t, path, fmt.Sprintf(`exec '%s' play '%s' %s "$@"`, self, h.Path("/var/lib/"+name), role))
 	return path
 }
 
@@ -202,7 +245,10 @@ func (h *Host) listen(l net.Listener) {
 		if err != nil {
 			return
 		}
-		go h.serve(conn)
+		h.mu.Lock()
+		h.conns = append(h.conns, conn)
+		h.mu.Unlock()
+		h.serving.Go(func() { h.serve(conn) })
 	}
 }
 
@@ -226,14 +272,14 @@ func (h *Host) serve(conn net.Conn) {
 	go ssh.DiscardRequests(requests)
 	for c := range channels {
 		if c.ChannelType() == "direct-tcpip" {
-			go h.forward(c)
+			h.serving.Go(func() { h.forward(c) })
 			continue
 		}
 		channel, requests, err := c.Accept()
 		if err != nil {
 			return
 		}
-		go h.session(channel, requests)
+		h.serving.Go(func() { h.session(channel, requests) })
 	}
 }
 
@@ -253,26 +299,37 @@ func (h *Host) session(channel ssh.Channel, requests <-chan *ssh.Request) {
 		if onCommand != nil {
 			onCommand()
 		}
-		status := struct{ Code uint32 }{h.run(command.Line, channel, requests)}
-		channel.SendRequest("exit-status", false, ssh.Marshal(status))
+		code, killed := h.run(command.Line, channel, requests)
+		if killed != 0 {
+			channel.SendRequest("exit-signal", false, ssh.Marshal(struct {
+				Name       string
+				Core       bool
+				Text, Lang string
+			}{Name: strings.TrimPrefix(unix.SignalName(killed), "SIG")}))
+		} else {
+			channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Code uint32 }{uint32(code)}))
+		}
 		return
 	}
 }
 
-// run runs a command line with the shell, as sshd does, and ends it when the session is closed.
-func (h *Host) run(line string, channel ssh.Channel, requests <-chan *ssh.Request) uint32 {
+// run runs a command line with the shell, as sshd does, and ends it when the session is closed. It gives the exit status, or the
+// signal that killed it.
+func (h *Host) run(line string, channel ssh.Channel, requests <-chan *ssh.Request) (code int, killed syscall.Signal) {
 	for _, f := range folders {
 		line = strings.ReplaceAll(line, f, h.Path(f))
 	}
 	c := exec.Command("sh", "-c", "exec "+line)
-	c.Stdout, c.Stderr = channel, channel.Stderr()
-	c.Env = []string{"PATH=" + h.Path("/bin") + ":" + os.Getenv("PATH"), "FAKE_UNAME=" + h.Uname, "FAKE_ROOT=" + h.root, "FAKE_HOME=" + h.Path("/home")}
+	c.Stdout, c.Stderr, c.ExtraFiles = channel, channel.Stderr(), []*os.File{h.leash}
+	// Without GORACE, each program that is this one, built to find races, would take a second to end.
+	c.Env = []string{"PATH=" + h.Path("/bin") + ":" + os.Getenv("PATH"), "FAKE_UNAME=" + h.Uname, "FAKE_ROOT=" + h.root, "FAKE_HOME=" + h.Path("/home"),
+		"GORACE=atexit_sleep_ms=0"}
 	stdin, err := c.StdinPipe()
 	if err == nil {
 		err = c.Start()
 	}
 	if err != nil {
-		return 127
+		return 127, 0
 	}
 	go func() { io.Copy(stdin, channel); stdin.Close() }()
 	go func() {
@@ -280,8 +337,9 @@ func (h *Host) run(line string, channel ssh.Channel, requests <-chan *ssh.Reques
 		}
 		c.Process.Kill()
 	}()
-	if err := c.Wait(); err != nil {
-		return uint32(max(c.ProcessState.ExitCode(), 1))
+	_ = c.Wait() // how it ended is in its state
+	if status := c.ProcessState.Sys().(syscall.WaitStatus); status.Signaled() {
+		return 0, status.Signal()
 	}
-	return 0
+	return c.ProcessState.ExitCode(), 0
 }

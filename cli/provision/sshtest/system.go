@@ -40,7 +40,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ ! -e "$unit/state" ] || { echo "Unit was already loaded" >&2; exit 1; }
-echo "active running success 0" >"$unit/state"
+echo "active running success 0" >"$unit/state.new"
+mv "$unit/state.new" "$unit/state"
 (
   if "$@" >>"$log" 2>&1; then echo "active exited success 0"; else echo "failed failed exit-code $?"; fi >"$unit/state.new"
   mv "$unit/state.new" "$unit/state"
@@ -63,6 +64,7 @@ reboot)
     mkdir -p "$FAKE_ROOT/run/current-system"
     echo 25.11 >"$FAKE_ROOT/run/current-system/nixos-version"
   fi
+  [ ! -e "$unit/dies" ] || kill $$
   ;;
 *) echo "$*" >>"$0.log" ;;
 esac`)
@@ -100,6 +102,9 @@ esac`)
 
 // TmpInMemory has the machine's /tmp be in memory.
 func (h *Host) TmpInMemory(t testing.TB) { h.script(t, "stat", `echo tmpfs`) }
+
+// DiesOfReboot has the systemctl that boots the machine be killed by that.
+func (h *Host) DiesOfReboot() { os.WriteFile(h.Path("/unit/dies"), nil, 0o600) }
 
 // Firewall gives the machine NixOS's firewall, which notes what it is told. It knows of IPv4 only.
 func (h *Host) Firewall(t testing.TB) {
