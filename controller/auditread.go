@@ -67,8 +67,10 @@ func (t *term) scanAudit(ctx context.Context, q protocol.AuditQuery, from, to ui
 		_ = t.c.broker.Audit.DeleteConsumer(context.WithoutCancel(ctx), reader.CachedInfo().Name)
 	}()
 	size, looked := 0, 0
-	for {
-		batch, err := reader.FetchNoWait(auditBatch)
+	for left := reader.CachedInfo().NumPending; left > 0; {
+		// What is there is asked for by its number: without it, a batch that is late looks like the end of the record.
+		wanted := int(min(left, auditBatch))
+		batch, err := reader.Fetch(wanted, jetstream.FetchContext(ctx))
 		if err != nil {
 			return 0, fmt.Errorf("can't read the audit stream: %w", err)
 		}
@@ -82,7 +84,7 @@ func (t *term) scanAudit(ctx context.Context, q protocol.AuditQuery, from, to ui
 			if number >= to {
 				return to, nil
 			}
-			count++
+			count, left = count+1, meta.NumPending
 			if page.Since.IsZero() {
 				page.Since = meta.Timestamp.UTC()
 			}
@@ -107,11 +109,9 @@ func (t *term) scanAudit(ctx context.Context, q protocol.AuditQuery, from, to ui
 		if err := batch.Error(); err != nil {
 			return 0, fmt.Errorf("can't read the audit stream: %w", err)
 		}
-		if count == 0 {
-			return to, nil
-		}
-		if err := ctx.Err(); err != nil {
-			return 0, err
+		if count < wanted {
+			return 0, fmt.Errorf("can't read the audit stream: %d of %d records came in time; try again", count, wanted)
 		}
 	}
+	return to, nil
 }
