@@ -183,9 +183,15 @@ func (s *Store) Entry(ctx context.Context, id, node string) (Entry, bool, error)
 	return e, err == nil, err
 }
 
-// PutEntry changes one node's part of a deployment.
+// PutEntry changes one node's part of a deployment. One that was removed meanwhile stays so: an entry without its record
+// would be a deployment without a name to the next controller.
 func (t *Term) PutEntry(ctx context.Context, id, node string, e Entry) error {
-	return t.write(ctx, put(entries(id)+node, e))
+	exists := clientv3.Compare(clientv3.CreateRevision(deployments+id), ">", 0)
+	done, err := t.writeIf(ctx, []clientv3.Cmp{exists}, put(entries(id)+node, e))
+	if err == nil && !done {
+		err = fmt.Errorf("deployment %s was just removed, or another controller leads", id)
+	}
+	return err
 }
 
 // RemoveDeployment removes a deployment with all its entries and its rollout.

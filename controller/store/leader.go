@@ -75,17 +75,23 @@ func (t *Term) Resign(ctx context.Context) error {
 
 // write makes one transaction of up to maxOps operations, which holds only if this controller leads.
 func (t *Term) write(ctx context.Context, ops ...clientv3.Op) error {
+	done, err := t.writeIf(ctx, nil, ops...)
+	if err == nil && !done {
+		err = ErrNotLeader
+	}
+	return err
+}
+
+// writeIf is write on conditions; false: one of them does not hold, or another controller leads.
+func (t *Term) writeIf(ctx context.Context, conditions []clientv3.Cmp, ops ...clientv3.Op) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	leading := clientv3.Compare(clientv3.CreateRevision(t.election.Key()), "=", t.election.Rev())
-	r, err := t.store.client.Txn(ctx).If(leading).Then(ops...).Commit()
+	r, err := t.store.client.Txn(ctx).If(append(conditions, leading)...).Then(ops...).Commit()
 	if err != nil {
-		return fmt.Errorf("can't write to etcd: %w", err)
+		return false, fmt.Errorf("can't write to etcd: %w", err)
 	}
-	if !r.Succeeded {
-		return ErrNotLeader
-	}
-	return nil
+	return r.Succeeded, nil
 }
 
 // writeAll writes any number of operations, in order, in as few transactions as possible.

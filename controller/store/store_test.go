@@ -33,7 +33,7 @@ func open(t testing.TB, dir string) *Store {
 
 func campaign(t testing.TB, s *Store, name string) *Term {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	term, err := s.Campaign(ctx, name)
 	must(t, err)
@@ -108,7 +108,14 @@ func TestLargeDeployment(t *testing.T) {
 	if all, err := s.Rollouts(ctx); err != nil || len(all) != 1 || all["d1"].State != protocol.RolloutPaused {
 		t.Fatalf("%+v, %v", all, err)
 	}
+	must(t, term.PutEntry(ctx, "d1", "n0042", items["n0042"]))
 	must(t, term.RemoveDeployment(ctx, "d1"))
+	if err := term.PutEntry(ctx, "d1", "n0042", items["n0042"]); err == nil {
+		t.Error("an entry of a deployment that was removed was written")
+	}
+	if left, err := s.Entries(ctx, "d1"); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
 	var ids []string
 	must(t, s.Deployments(ctx, func(d Deployment) { ids = append(ids, d.ID) }, nil))
 	if all, err := s.Rollouts(ctx); err != nil || len(all) != 0 || len(ids) != 1 || ids[0] != "d1-b" {
