@@ -33,7 +33,7 @@ func (r *rig) revoked(keys ...string) string {
 
 // mayConnect tries somebody's credentials.
 func (r *rig) mayConnect(s *protocol.Signer) error {
-	nc, err := nats.Connect(r.url, nats.Secure(r.tls()), nats.UserJWT(func() (string, error) { return s.User, nil }, s.Key.Sign), nats.MaxReconnects(0))
+	nc, err := r.connect(s)
 	if err == nil {
 		nc.Close()
 	}
@@ -48,7 +48,7 @@ func TestRevoked(t *testing.T) {
 	looks := map[string]*nats.Subscription{}
 	for _, n := range nodes {
 		looks[n.name] = value[*nats.Subscription](t)(n.nc.SubscribeSync(protocol.LookSubject(n.name)))
-		must(t, n.nc.Flush())
+		must(t, n.nc.FlushTimeout(patience))
 	}
 	nodes[2].nc.Close() // away
 
@@ -73,7 +73,7 @@ func TestRevoked(t *testing.T) {
 	}
 	look := func(s *nats.Subscription) protocol.Look {
 		t.Helper()
-		m := value[*nats.Msg](t)(s.NextMsg(30 * time.Second))
+		m := value[*nats.Msg](t)(s.NextMsg(patience))
 		return value[protocol.Look](t)(protocol.Decode[protocol.Look](m.Data))
 	}
 	if l := look(looks["n1"]); l.Account != account {
@@ -268,11 +268,10 @@ func TestRoles(t *testing.T) {
 // denied tells whether the broker refuses somebody a subject.
 func (r *rig) denied(t *testing.T, s *protocol.Signer, subject string) bool {
 	t.Helper()
-	nc := value[*nats.Conn](t)(nats.Connect(r.url, nats.Secure(r.tls()), nats.UserJWT(func() (string, error) { return s.User, nil }, s.Key.Sign),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})))
+	nc := value[*nats.Conn](t)(r.connect(s))
 	defer nc.Close()
 	must(t, nc.Publish(subject, []byte("{}")))
-	must(t, nc.Flush()) // the broker's complaint comes before its answer to this
+	must(t, nc.FlushTimeout(patience)) // the broker's complaint comes before its answer to this
 	err := nc.LastError()
 	if err != nil && !errors.Is(err, nats.ErrPermissionViolation) {
 		t.Errorf("%s: %v", subject, err)
@@ -304,7 +303,7 @@ func TestShowAudit(t *testing.T) {
 		protocol.AuditRecord{Seq: 3002, Time: old, User: "bob", Action: protocol.Deploy, Outcome: string(protocol.OverRole)},
 		protocol.AuditRecord{Seq: 3003, Time: old, User: "carol", Action: protocol.Ping, Outcome: "ok"})
 	must(t, n1.nc.Publish(protocol.UpSubject("n1", protocol.UpAudit), []byte("damage")))
-	must(t, n1.nc.Flush())
+	must(t, n1.nc.FlushTimeout(patience))
 	vera.ask(protocol.TagNode, protocol.TagsRequest{Node: "n1"})
 
 	read := func(q protocol.AuditQuery) (all []protocol.StoredRecord, pages int) {
@@ -363,7 +362,7 @@ func TestShowAudit(t *testing.T) {
 	for range 20 {
 		must(t, n1.nc.Publish(protocol.UpSubject("n1", protocol.UpAudit), bytes.Repeat([]byte("\n"), 60<<10)))
 	}
-	must(t, n1.nc.Flush())
+	must(t, n1.nc.FlushTimeout(patience))
 	empty, _ := read(protocol.AuditQuery{At: "n1", Denied: true})
 	if n := len(empty) - len(denied); n != 20*protocol.MaxAuditRecords {
 		t.Errorf("%d more records", n)

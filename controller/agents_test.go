@@ -26,7 +26,9 @@ type squad struct {
 	t     testing.TB
 	nodes map[string]*machineNode
 
+	busy    sync.WaitGroup
 	mu      sync.Mutex
+	resting bool                                         // nobody looks at anything any more
 	ends    func(node, deployment string) protocol.Phase // "": not yet
 	serials map[string]uint64
 	log     []told
@@ -44,8 +46,9 @@ func (r *rig) squad(admin *person, names ...string) *squad {
 
 func (s *squad) join(n *machineNode) {
 	s.mu.Lock()
-	s.nodes[n.name] = n
+	s.nodes[n.name], s.resting = n, false
 	s.mu.Unlock()
+	s.t.Cleanup(s.rest) // before its connection ends
 	value[*nats.Subscription](s.t)(n.nc.Subscribe(protocol.LookSubject(n.name), func(m *nats.Msg) { s.look(n, m.Data) }))
 	n.beat(s.t, protocol.Beat{Interval: 120})
 }
@@ -61,7 +64,23 @@ func always(p protocol.Phase) func(string, string) protocol.Phase {
 	return func(string, string) protocol.Phase { return p }
 }
 
+// rest has the agents finish what they are at, so that their connections can be ended, and begin nothing else until one joins.
+func (s *squad) rest() {
+	s.mu.Lock()
+	s.resting = true
+	s.mu.Unlock()
+	s.busy.Wait()
+}
+
 func (s *squad) look(n *machineNode, data []byte) {
+	s.mu.Lock()
+	if s.resting {
+		s.mu.Unlock()
+		return
+	}
+	s.busy.Add(1)
+	s.mu.Unlock()
+	defer s.busy.Done()
 	l, err := protocol.Decode[protocol.Look](data)
 	if err != nil {
 		s.t.Errorf("%s was told %s", n.name, data)

@@ -18,10 +18,10 @@ func TestDeployAndShow(t *testing.T) {
 	n1, n2 := nodes[0], nodes[1]
 	sub, err := n1.nc.SubscribeSync(protocol.LookSubject("n1"))
 	must(t, err)
-	must(t, n1.nc.Flush())
+	must(t, n1.nc.FlushTimeout(patience))
 
 	items := admin.deploy(t, "d1", 5, "n1", "n2")
-	m, err := sub.NextMsg(5 * time.Second)
+	m, err := sub.NextMsg(patience)
 	must(t, err)
 	look := value[protocol.Look](t)(protocol.Decode[protocol.Look](m.Data))
 	if look.Serial != 5 || look.Digest != items[0].Digest {

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/nix-infra/nix-infra/protocol"
@@ -104,17 +105,17 @@ func TestDryActivateDesiresNothing(t *testing.T) {
 	admin := r.person("anna", protocol.Admin)
 	nodes := r.online(admin, "n1", "n2")
 	n1, n2 := nodes[0], nodes[1]
-	admin.deploy(t, "d1", 1, "n1")
-	admin.released(t, "d1", "n1")
-	item, blob := admin.signedManifest(t, "n1", "d2", 0, protocol.DryActivate, "tried dry")
 	sub, err := n1.nc.SubscribeSync(protocol.LookSubject("n1"))
 	must(t, err)
-	must(t, n1.nc.Flush())
+	must(t, n1.nc.FlushTimeout(patience))
+	admin.deploy(t, "d1", 1, "n1")
+	value[*nats.Msg](t)(sub.NextMsg(patience)) // that it was released
+	item, blob := admin.signedManifest(t, "n1", "d2", 0, protocol.DryActivate, "tried dry")
 	d := asked[protocol.Deployment](t, admin, protocol.Deploy, protocol.DeployRequest{Deployment: "d2", Mode: protocol.DryActivate, Items: []protocol.DeployItem{item}})
 	if d.Rollout.State != protocol.RolloutRunning || d.Rollout.Released != 1 || d.Nodes != nil {
 		t.Fatalf("%+v", d)
 	}
-	m, err := sub.NextMsg(5 * time.Second)
+	m, err := sub.NextMsg(patience)
 	must(t, err)
 	if look := value[protocol.Look](t)(protocol.Decode[protocol.Look](m.Data)); look.Serial != 0 || look.Digest != item.Digest {
 		t.Fatalf("%+v", look)
@@ -214,6 +215,7 @@ func (r *rig) launch(dir, config string) (*exec.Cmd, <-chan string) {
 	go func() {
 		defer close(serving)
 		lines := bufio.NewScanner(out)
+		lines.Buffer(nil, 1<<20) // whoever stops reading stops the controller
 		for lines.Scan() {
 			if m := tlsAddress.FindStringSubmatch(lines.Text()); m != nil {
 				serving <- m[1]
@@ -238,7 +240,7 @@ func TestKillKeepsAcknowledged(t *testing.T) {
 		var took time.Duration
 		process, took = r.spawn()
 		t.Logf("serving %s after the start", took)
-		if took > 30*time.Second { // it takes half a second; one that waits for the lead that it had would take a minute
+		if took > 50*time.Second { // it takes half a second; one that waits for the lead that it had would take a minute
 			t.Errorf("serving after %s only", took)
 		}
 		admin = &person{admin.Signer, r, "anna", r.dial(admin.Signer, "ni.v1.reply.anna")}

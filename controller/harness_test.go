@@ -45,13 +45,16 @@ func value[V any](t testing.TB) func(V, error) V {
 	}
 }
 
-// eventually polls until ok, for at most a minute: on a busy machine little is at once.
+// patience is how long tests wait for what has to come: on a busy machine little is at once.
+const patience = time.Minute
+
+// eventually polls until ok.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s", what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -139,12 +142,17 @@ func (r *rig) tls() *tls.Config {
 	return &tls.Config{RootCAs: pool}
 }
 
-// dial connects by TLS with somebody's own credentials.
+// connect tries to connect by TLS with somebody's own credentials, once.
+func (r *rig) connect(s *protocol.Signer, more ...nats.Option) (*nats.Conn, error) {
+	options := []nats.Option{nats.Secure(r.tls()), nats.UserJWT(func() (string, error) { return s.User, nil }, s.Key.Sign),
+		nats.Timeout(patience), nats.MaxReconnects(0), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}
+	return nats.Connect(r.url, append(options, more...)...)
+}
+
+// dial connects for as long as the test lasts.
 func (r *rig) dial(s *protocol.Signer, inbox string) *nats.Conn {
 	r.t.Helper()
-	nc := value[*nats.Conn](r.t)(nats.Connect(r.url, nats.Secure(r.tls()),
-		nats.UserJWT(func() (string, error) { return s.User, nil }, s.Key.Sign), nats.CustomInboxPrefix(inbox), nats.MaxReconnects(0),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})))
+	nc := value[*nats.Conn](r.t)(r.connect(s, nats.CustomInboxPrefix(inbox)))
 	r.t.Cleanup(nc.Close)
 	return nc
 }
@@ -195,11 +203,11 @@ func (p *person) sendRaw(subject string, data []byte, id string) (protocol.Reply
 		return protocol.Reply{}, err
 	}
 	// What the broker does not let through is never answered: it says so before it answers a ping.
-	_ = p.nc.Flush() // whoever has lost the broker waits for it below
+	_ = p.nc.FlushTimeout(patience) // whoever has lost the broker waits for it below
 	if err := p.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), subject) {
 		return protocol.Reply{}, err
 	}
-	m, err := sub.NextMsg(30 * time.Second)
+	m, err := sub.NextMsg(patience)
 	if err != nil {
 		return protocol.Reply{}, err
 	}
@@ -288,7 +296,7 @@ func (r *rig) record(name string, s *protocol.Signer) protocol.NodeRecord {
 
 // ask asks the controller and waits for the answer.
 func (n *machineNode) ask(what string, payload any) (protocol.Reply, error) {
-	m, err := n.nc.Request(protocol.UpSubject(n.name, what), protocol.Encode(payload), 30*time.Second)
+	m, err := n.nc.Request(protocol.UpSubject(n.name, what), protocol.Encode(payload), patience)
 	if err != nil {
 		return protocol.Reply{}, err
 	}
@@ -323,7 +331,7 @@ func (n *machineNode) beat(t testing.TB, b protocol.Beat) {
 	t.Helper()
 	b.Version = protocol.Version
 	must(t, n.nc.Publish(protocol.UpSubject(n.name, protocol.UpBeat), protocol.Encode(b)))
-	must(t, n.nc.Flush())
+	must(t, n.nc.FlushTimeout(patience))
 }
 
 func compress(t testing.TB, data []byte) []byte {

@@ -59,7 +59,7 @@ func (n *newcomer) ask(t testing.TB) (protocol.JoinState, error) {
 
 func (n *newcomer) say(t testing.TB, data []byte) (state protocol.JoinState, err error) {
 	t.Helper()
-	m, err := n.nc.Request(protocol.UpSubject(n.token.Node, protocol.UpJoin), data, 30*time.Second)
+	m, err := n.nc.Request(protocol.UpSubject(n.token.Node, protocol.UpJoin), data, patience)
 	if err != nil {
 		return state, err
 	}
@@ -126,7 +126,7 @@ func TestJoin(t *testing.T) {
 		}
 	}
 	asked[struct{}](t, admin, protocol.AnswerJoining, answer)
-	value[*nats.Msg](t)(nudged.NextMsg(30 * time.Second))
+	value[*nats.Msg](t)(nudged.NextMsg(patience))
 	if s, err := n.ask(t); err != nil || s.User != answer.User || s.Account != r.c.verifier.Account() {
 		t.Errorf("after it: %+v, %v", s, err)
 	}
@@ -315,7 +315,7 @@ func TestTokensCanOnlyAsk(t *testing.T) {
 	// An answer goes to who asked, whatever they say.
 	request := protocol.Encode(value[*protocol.JoinRequest](t)(n.token.Join(n.EnrolRequest)))
 	heard := value[*nats.Subscription](t)(other.nc.SubscribeSync(protocol.JoinInbox("web1", other.key) + ".>"))
-	must(t, other.nc.Flush())
+	must(t, other.nc.FlushTimeout(patience))
 	must(t, n.nc.PublishRequest(protocol.UpSubject("web1", protocol.UpJoin), protocol.JoinInbox("web1", other.key)+".x", request))
 	must(t, n.nc.PublishRequest(protocol.UpSubject("web1", protocol.UpJoin), protocol.LookSubject("web1"), request))
 	value[protocol.JoinState](t)(n.ask(t)) // served after those
@@ -333,14 +333,14 @@ func TestTokensAskForLittle(t *testing.T) {
 	for i := range 100 {
 		value[*nats.Subscription](t)(n.nc.SubscribeSync(protocol.JoinInbox("web1", n.key) + ".x" + fmt.Sprint(i)))
 	}
-	must(t, n.nc.Flush())
+	must(t, n.nc.FlushTimeout(patience))
 	if err := n.nc.LastError(); !errors.Is(err, nats.ErrMaxSubscriptionsExceeded) {
 		t.Errorf("a hundred subscriptions: %v", err)
 	}
 	big := r.comes(n.token)
 	err := big.nc.Publish(protocol.UpSubject("web1", protocol.UpJoin), make([]byte, 4*protocol.MaxJoinRequest))
 	if err == nil {
-		err = big.nc.Flush()
+		err = big.nc.FlushTimeout(patience)
 	}
 	if err == nil {
 		t.Error("a message of any size is taken")
@@ -350,11 +350,10 @@ func TestTokensAskForLittle(t *testing.T) {
 // deaf tells whether the broker refuses somebody to listen to a subject.
 func (r *rig) deaf(t *testing.T, s *protocol.Signer, subject string) bool {
 	t.Helper()
-	nc := value[*nats.Conn](t)(nats.Connect(r.url, nats.Secure(r.tls()), nats.UserJWT(func() (string, error) { return s.User, nil }, s.Key.Sign),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})))
+	nc := value[*nats.Conn](t)(r.connect(s))
 	defer nc.Close()
 	value[*nats.Subscription](t)(nc.SubscribeSync(subject))
-	must(t, nc.Flush())
+	must(t, nc.FlushTimeout(patience))
 	err := nc.LastError()
 	if err != nil && !errors.Is(err, nats.ErrPermissionViolation) {
 		t.Errorf("%s: %v", subject, err)

@@ -32,7 +32,7 @@ func TestKillInTheMiddle(t *testing.T) {
 		}
 	}
 	last := uint64(0)
-	for i, patience := range []time.Duration{40 * time.Millisecond, 120 * time.Millisecond, 250 * time.Millisecond, 10 * time.Second} {
+	for i, wait := range []time.Duration{40 * time.Millisecond, 120 * time.Millisecond, 250 * time.Millisecond, patience} {
 		round := i + 1
 		id, serial := fmt.Sprintf("d%d", round), uint64(round)
 		var items []protocol.DeployItem
@@ -45,8 +45,8 @@ func TestKillInTheMiddle(t *testing.T) {
 		reply := protocol.ReplySubject("anna", request, protocol.ControllerName)
 		sub := value[*nats.Subscription](t)(admin.nc.SubscribeSync(reply))
 		must(t, admin.nc.PublishRequest(protocol.RequestSubject(protocol.ControllerName, protocol.Deploy), reply, protocol.Encode(signed)))
-		must(t, admin.nc.Flush())
-		m, err := sub.NextMsg(patience)
+		must(t, admin.nc.FlushTimeout(patience))
+		m, err := sub.NextMsg(wait)
 		acknowledged := err == nil && !strings.Contains(string(m.Data), "refused")
 		must(t, process.Process.Kill())
 		_ = process.Wait() // it was killed
@@ -108,8 +108,8 @@ func TestLeaderKilledMidWave(t *testing.T) {
 			if !ok {
 				t.Fatalf("%s ended", name)
 			}
-		case <-time.After(20 * time.Second):
-			t.Fatalf("%s does not lead after 20 s", name)
+		case <-time.After(patience):
+			t.Fatalf("%s does not lead after %s", name, patience)
 		}
 	}
 	first, serving := launch("ctl2")

@@ -113,7 +113,6 @@ func TestSoak(t *testing.T) {
 		t.Errorf("done after %s", took)
 	}
 	// A unit that fails in that time counts.
-	s.end(func(node, deployment string) protocol.Phase { return protocol.Confirmed })
 	admin.roll(t, "d2", 2, protocol.Strategy{Canary: "1", Soak: 3600}, "n1", "n2")
 	s.await("d2", "n1")
 	eventually(t, "the soak, and n1's own beat", func() bool {
@@ -133,16 +132,22 @@ func TestTooManyFailures(t *testing.T) {
 	admin, dora, vera := r.person("anna", protocol.Admin), r.person("dora", protocol.Deployer), r.person("vera", protocol.Viewer)
 	all := names(1, 6)
 	s := r.squad(admin, all...)
-	// n01 goes back by itself, n02 gets it.
-	bad := func(node, deployment string) protocol.Phase {
+	s.end(func(node, deployment string) protocol.Phase {
 		if node == "n01" && !strings.HasSuffix(deployment, "-back") {
-			return protocol.RolledBack
+			return ""
 		}
 		return protocol.Confirmed
+	})
+	// fail has n01 go back by itself once n02 has it.
+	fail := func(id string, serial uint64) {
+		t.Helper()
+		s.await(id, "n01", "n02")
+		eventually(t, "n02 has "+id, func() bool { return vera.show(t, id).Count[protocol.Confirmed] == 1 })
+		s.finish("n01", id, serial, protocol.RolledBack)
 	}
-	s.end(bad)
 
 	dora.roll(t, "d1", 1, protocol.Strategy{Batch: "2"}, all...)
+	fail("d1", 1)
 	d := dora.stands(t, "d1", protocol.RolloutStopped)
 	if d.Rollout.Failures != 1 || d.Rollout.Reason == "" || d.Count[""] != 4 || !d.Nodes["n01"].Failed || d.Nodes["n03"].Note == "" {
 		t.Errorf("stopped: %+v", d)
@@ -151,8 +156,8 @@ func TestTooManyFailures(t *testing.T) {
 	wantCode(t, err, protocol.Conflict)
 
 	dora.roll(t, "d2", 2, protocol.Strategy{Batch: "2", OnFailure: protocol.PauseOnFailure}, all...)
+	fail("d2", 2)
 	dora.stands(t, "d2", protocol.RolloutPaused)
-	s.await("d2", "n01", "n02")
 	_, err = vera.ask(protocol.SteerRollout, protocol.RolloutOrder{ID: "d2", Verb: protocol.ResumeRollout})
 	if err == nil {
 		t.Error("a viewer resumed it")
@@ -164,6 +169,7 @@ func TestTooManyFailures(t *testing.T) {
 	s.await("d2", all...)
 
 	dora.roll(t, "d3", 3, protocol.Strategy{Batch: "2", OnFailure: protocol.RollbackOnFailure, MaxUnavailable: "50%"}, all...)
+	fail("d3", 3)
 	dora.stands(t, "d3", protocol.RolloutRolledBack)
 	eventually(t, "d3 tells what takes it back", func() bool { return dora.show(t, "d3").Rollout.Back == "d3-back" })
 	back := dora.stands(t, "d3-back", protocol.RolloutDone)
@@ -303,7 +309,6 @@ func TestLocks(t *testing.T) {
 	r := startRig(t)
 	admin, dora, vera := r.person("anna", protocol.Admin), r.person("dora", protocol.Deployer), r.person("vera", protocol.Viewer)
 	s := r.squad(admin, "n1", "n2")
-	s.end(always(protocol.Confirmed))
 	lock := func(p *person, node, reason string) (protocol.Reply, error) {
 		return p.ask(protocol.LockNode, protocol.LockRequest{Node: node, Reason: reason})
 	}
@@ -335,10 +340,12 @@ func TestLocks(t *testing.T) {
 	// One that is locked while a rollout is under way is passed over until it is unlocked.
 	_, err = lock(dora, "n2", "")
 	must(t, err)
-	admin.roll(t, "d2", 2, protocol.Strategy{Batch: "1", Soak: 1}, "n1", "n2")
+	admin.roll(t, "d2", 2, protocol.Strategy{Batch: "1"}, "n1", "n2")
 	s.await("d2", "n1")
 	_, err = lock(admin, "n2", "not now")
 	must(t, err)
+	s.end(always(protocol.Confirmed))
+	s.finish("n1", "d2", 2, protocol.Confirmed)
 	if d := admin.stands(t, "d2", protocol.RolloutTrailing); d.Nodes["n2"].Released || d.Nodes["n2"].Note == "" {
 		t.Errorf("%+v", d.Nodes["n2"])
 	}
@@ -432,6 +439,7 @@ func TestGoesOnAfterAKill(t *testing.T) {
 	put("d2", "rolled-back") // and there is no way back yet
 	s.end(always(protocol.Confirmed))
 	for range 2 {
+		s.rest()
 		r.restart()
 		admin = r.person("anna", protocol.Admin)
 		for name, n := range s.nodes {

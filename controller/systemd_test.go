@@ -22,7 +22,7 @@ func TestTellsSystemd(t *testing.T) {
 	process, _ := r.spawn()
 	next := func() string {
 		buf := make([]byte, 256)
-		must(t, socket.SetReadDeadline(time.Now().Add(10*time.Second)))
+		must(t, socket.SetReadDeadline(time.Now().Add(patience)))
 		return string(buf[:value[int](t)(socket.Read(buf))])
 	}
 	if m := next(); m != "READY=1" {
