@@ -25,6 +25,8 @@ type pins struct {
 }
 
 func (t Target) pins() (*pins, error) {
+	pinning.Lock() // of a line that is being written, some would be read
+	defer pinning.Unlock()
 	f, err := os.OpenFile(t.KnownHosts, os.O_RDONLY|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
@@ -93,18 +95,27 @@ func (p *pins) check(address string, _ net.Addr, key ssh.PublicKey) error {
 		"then remove that line, or somebody stands between; nothing was sent", address, ssh.FingerprintSHA256(key), p.target.KnownHosts, wrong.Want[0].Line)}
 }
 
-// keep pins the key of a first contact. It appends, as ssh does, so that of two who enrol at once none takes the
-// other's pin away.
+// keep pins the key of a first contact, unless somebody else has meanwhile: many machines may come through the same host. It
+// appends, as ssh does, so that of two who enrol at once none takes the other's pin away.
 func (p *pins) keep() error {
 	if p.fresh == nil {
 		return nil
 	}
 	pinning.Lock()
 	defer pinning.Unlock()
-	return appendLine(p.target.KnownHosts, knownhosts.Line([]string{knownhosts.Normalize(p.name)}, p.fresh))
+	var err error
+	if p.known, err = knownhosts.New(p.target.KnownHosts); err != nil {
+		return fmt.Errorf("%s: %w", p.target.KnownHosts, err)
+	}
+	key := p.fresh
+	p.fresh = nil
+	if err := p.check(p.target.Address(), nil, key); err != nil || p.fresh == nil {
+		return err
+	}
+	return appendLine(p.target.KnownHosts, knownhosts.Line([]string{knownhosts.Normalize(p.name)}, key))
 }
 
-// pinning has one write to pins at a time: machines come in many at once.
+// pinning has one at a time write pins, or read them: machines come in many at once.
 var pinning sync.Mutex
 
 func appendLine(file, line string) error {

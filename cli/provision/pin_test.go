@@ -3,6 +3,7 @@ package provision
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -59,6 +60,32 @@ func TestPinNode(t *testing.T) {
 	}
 	pin("web1", two)
 	expect("192.0.2.1 "+authorized(one), "web1@nix-infra "+authorized(two))
+}
+
+// Two may come to the same host for the first time at once: it is pinned once, and to both it has to be the same.
+func TestFirstContactsAtOnce(t *testing.T) {
+	gate := Target{Host: "gate.example.org", Port: 22, KnownHosts: filepath.Join(t.TempDir(), "known_hosts")}
+	first, second := publicKey(t), publicKey(t)
+	var came []*pins
+	for _, shown := range []ssh.PublicKey{first, first, second} {
+		p, err := gate.pins()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.check(gate.Address(), nil, shown); err != nil {
+			t.Fatal(err)
+		}
+		came = append(came, p)
+	}
+	if err := errors.Join(came[0].keep(), came[1].keep()); err != nil {
+		t.Fatal(err)
+	}
+	if err := came[2].keep(); err == nil || !strings.Contains(err.Error(), "another host key") {
+		t.Errorf("another key at the same time: %v", err)
+	}
+	if pinned, err := os.ReadFile(gate.KnownHosts); err != nil || string(pinned) != "gate.example.org "+authorized(first)+"\n" {
+		t.Errorf("pinned are\n%s%v", pinned, err)
+	}
 }
 
 func TestPinnedAs(t *testing.T) {

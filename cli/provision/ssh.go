@@ -228,5 +228,8 @@ func (t Target) explain(ctx context.Context, err error) error {
 		return &refusedKeys{fmt.Sprintf("%s@%s does not accept any of the keys (%s, ssh-agent); put the project's public key into its authorized_keys, or give --ssh-key",
 			t.User, t.Address(), strings.Join(t.KeyFiles, ", "))}
 	}
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		err = op.Err // without the port of this end, which is another one with each try
+	}
 	return &unreachable{t.Address(), fmt.Errorf("no SSH: %w", err)}
 }
