@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -286,10 +285,11 @@ func (a *app) confirm(question string) error {
 		return nil
 	}
 	fmt.Fprintf(a.Stderr, "%s Type yes to go on: ", ui.Clean(question))
-	line, err := bufio.NewReader(a.Stdin).ReadString('\n')
-	switch answer := strings.TrimSpace(line); {
+	switch answer, err := a.typed(bufio.NewReader(a.Stdin)); {
 	case answer == "yes":
 		return nil
+	case errors.Is(err, context.Canceled):
+		return err
 	case answer == "" && err != nil:
 		return errors.New("nobody answered, and nothing was done; --batch goes on without asking")
 	}

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -137,6 +139,25 @@ func (a *app) prompt(label string) (string, error) {
 		if before != nil {
 			term.Restore(int(in.Fd()), before)
 		}
+		return "", context.Canceled
+	}
+}
+
+// typed is the next line that somebody types. Ctrl-C ends the wait for it.
+func (a *app) typed(in *bufio.Reader) (string, error) {
+	type line struct {
+		text string
+		err  error
+	}
+	read := make(chan line, 1)
+	go func() {
+		text, err := in.ReadString('\n')
+		read <- line{strings.TrimSpace(text), err}
+	}()
+	select {
+	case l := <-read:
+		return l.text, l.err
+	case <-a.interrupted:
 		return "", context.Canceled
 	}
 }

@@ -1,10 +1,13 @@
 package command
 
 import (
+	"context"
+	"io"
 	"os"
 	"strings"
 	"testing"
 
+	"github.com/nix-infra/nix-infra/cli/vault"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
@@ -82,6 +85,26 @@ func TestDestroyKeepServer(t *testing.T) {
 	s.must("fleet", "destroy", "--batch", "--target=web2 web1", "--keep-server") // one of them is gone already
 	if f.Record("web2") != nil {
 		t.Error("web2 is still there")
+	}
+}
+
+// Ctrl-C is an answer, too, for which nothing has to be typed.
+func TestDestroyInterrupted(t *testing.T) {
+	s, f := newFleet(t)
+	s.write("servers.yaml", ownMachines)
+	f.Register("web1")
+	nobody, _ := io.Pipe()
+	ctx, interrupt := context.WithCancel(t.Context())
+	asked := &watched{}
+	go func() {
+		asked.await("Type its name to go on: ")
+		interrupt()
+	}()
+	status := Run(ctx, []string{"-d", s.dir, "destroy", "web1"}, Environment{
+		Stdin: nobody, Stdout: io.Discard, Stderr: asked, Getenv: func(name string) string { return s.env[name] }, VaultOptions: []vault.Option{vault.WorkFactor(2)},
+	})
+	if status != Interrupted || !strings.HasSuffix(asked.String(), "nix-infra: interrupted\n") || f.Record("web1") == nil {
+		t.Errorf("status %d\n%s", status, asked)
 	}
 }
 

@@ -48,9 +48,10 @@ func (a *app) confirmNames(p *project.Project, all []*doomed) error {
 			continue
 		}
 		fmt.Fprintf(a.Stderr, "%s. Type its name to go on: ", ui.Clean(d.means()))
-		line, err := in.ReadString('\n')
-		switch answer := strings.TrimSpace(line); {
+		switch answer, err := a.typed(in); {
 		case answer == d.name:
+		case errors.Is(err, context.Canceled):
+			return err
 		case answer == "" && err != nil:
 			return errors.New("nobody answered, and nothing was done; --batch goes on without asking")
 		default:
