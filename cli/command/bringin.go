@@ -32,7 +32,7 @@ type bringIn struct {
 
 	// Where one of them becomes the controller, the others wait for it before they get their agents.
 	controller *incoming     // nil: the project has one
-	answers    chan struct{} // closed when there is one, or noController says why not
+	answers    chan struct{} // closed when there is one, or noAnswer says why not
 	noAnswer   error
 
 	connecting sync.Once
@@ -49,6 +49,7 @@ type incoming struct {
 	began   time.Time
 
 	phase   provision.Phase // that was shown last
+	said    string          // beside it
 	already bool            // it was enrolled, and is online
 	lasting bool
 	err     error
@@ -137,6 +138,9 @@ func (b *bringIn) run(ctx context.Context) (in []string, err error) {
 				m.err = m.arrival.Journal.Remove()
 			case m.err == nil:
 				m.err = b.bring(ctx, m)
+			}
+			if m == b.controller && m.err != nil {
+				b.withoutController(m.err)
 			}
 			b.settled(ctx, m)
 			return nil
@@ -234,7 +238,7 @@ func (b *bringIn) create(ctx context.Context) {
 // forgetPins has the host keys forgotten of machines that are missing: those that will be made under their names are others.
 func (b *bringIn) forgetPins() {
 	for _, m := range b.machines {
-		if !m.fresh {
+		if !m.fresh || m.already { // one that is in was made elsewhere
 			continue
 		}
 		if err := provision.ForgetNode(b.own(knownHostsFile), m.name, ""); err != nil && m.err == nil {
@@ -244,17 +248,7 @@ func (b *bringIn) forgetPins() {
 }
 
 // bring takes one machine through the phases, from its first contact to its first beat.
-func (b *bringIn) bring(ctx context.Context, m *incoming) (err error) {
-	if m == b.controller {
-		defer func() {
-			select {
-			case <-b.answers:
-			default: // it is not to be
-				b.noAnswer = err
-				close(b.answers)
-			}
-		}()
-	}
+func (b *bringIn) bring(ctx context.Context, m *incoming) error {
 	machine, err := m.arrival.NixOS(ctx)
 	if err != nil {
 		return err
@@ -268,6 +262,16 @@ func (b *bringIn) bring(ctx context.Context, m *incoming) (err error) {
 		close(b.answers)
 	}
 	return b.makeNode(ctx, m, n)
+}
+
+// withoutController tells those who wait for the controller that it is not to be, unless it answered before.
+func (b *bringIn) withoutController(why error) {
+	select {
+	case <-b.answers:
+	default:
+		b.noAnswer = why
+		close(b.answers)
+	}
 }
 
 func (b *bringIn) makeNode(ctx context.Context, m *incoming, n *newcomer) error {

@@ -39,9 +39,12 @@ func (b *bringIn) print(document any) {
 	b.document(document)
 }
 
-// step shows what is being done with a machine.
+// step shows what is being done with a machine. What is said again and again, while it is waited for, is shown once.
 func (b *bringIn) step(m *incoming, p provision.Phase, what string) {
-	m.phase = p
+	if m.phase == p && m.said == what {
+		return
+	}
+	m.phase, m.said = p, what
 	if b.json {
 		b.print(phaseDocument{"step", m.name, p, what})
 		return

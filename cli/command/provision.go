@@ -86,7 +86,7 @@ Where the project has no controller yet, the first machine becomes it, too, or t
 }
 
 func (o *provisionOptions) creationFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.provider, "provider", "", "where machines come from: "+strings.Join(project.Providers, " or ")+" (default: servers.yaml, else HCLOUD_TOKEN)")
+	f.StringVar(&o.provider, "provider", "", providerUsage)
 	f.StringVar(&o.order.Type, "machine-type", "", "such as cpx22")
 	f.StringVar(&o.order.Location, "location", "", "such as hel1")
 	f.StringVar(&o.order.Image, "image", "", "what a new machine runs at first, such as debian-12")

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -35,7 +36,7 @@ func (s *shell) newcomers(osRelease string, names ...string) (map[string]*sshtes
 		machines[name].Runs(s.t, osRelease)
 	}
 	s.inventory(machines)
-	return machines, []string{"--agent-binary", machines[names[0]].Program(s.t, "nix-infra-agent", "node"), "--wait", "5s"}
+	return machines, []string{"--agent-binary", machines[names[0]].Program(s.t, "nix-infra-agent", "node")}
 }
 
 // infectScript writes a conversion script and gives its flags.
@@ -183,6 +184,33 @@ func TestProvisionRefuses(t *testing.T) {
 	s.expect(SomeFailed, "look: it runs Debian GNU/Linux 12 (bookworm), and method none", "provision", "web1", "--no-deploy", "--method", "none")
 }
 
+// A machine that is waited for says each second why; that is shown where it changes.
+func TestStepsAreShownOnce(t *testing.T) {
+	out := &bytes.Buffer{}
+	b, m := &bringIn{app: &app{Environment: Environment{Stdout: out}, json: true}}, &incoming{name: "web1"}
+	for _, what := range []string{"reboot", "wait: no answer", "wait: no answer", "wait: connection refused", "wait: no answer"} {
+		b.step(m, provision.PhaseReboot, what)
+	}
+	var said []string
+	for _, d := range documents(t, out.String()) {
+		said = append(said, fmt.Sprint(d["step"]))
+	}
+	if want := []string{"reboot", "wait: no answer", "wait: connection refused", "wait: no answer"}; !slices.Equal(said, want) {
+		t.Errorf("it says %q, not %q", said, want)
+	}
+}
+
+// What is pinned for a machine that is missing at its provider goes, unless it is in the fleet all the same.
+func TestForgetPins(t *testing.T) {
+	s := newShell(t)
+	s.write("nix-infra/known_hosts", "web1@nix-infra ssh-ed25519 AAAA\nweb2@nix-infra ssh-ed25519 BBBB\nweb3@nix-infra ssh-ed25519 CCCC\n")
+	b := &bringIn{app: &app{dir: s.dir}, machines: []*incoming{{name: "web1", fresh: true, already: true}, {name: "web2", fresh: true}, {name: "web3"}}}
+	b.forgetPins()
+	if got := s.read("nix-infra/known_hosts"); got != "web1@nix-infra ssh-ed25519 AAAA\nweb3@nix-infra ssh-ed25519 CCCC\n" {
+		t.Errorf("pinned are\n%s", got)
+	}
+}
+
 // The script has to be the one that the settings pin.
 func TestInfectScriptIsPinned(t *testing.T) {
 	s, _ := newFleet(t)
@@ -279,7 +307,7 @@ func TestProvisionInterrupted(t *testing.T) {
 		out.await("web1: convert: ")
 		interrupt()
 	}()
-	r := s.runContext(ctx, out, slices.Concat([]string{"provision", "web1", "--no-deploy"}, flags, s.infectScript(`while [ -d "$FAKE_ROOT" ]; do sleep 0.1; done`))...)
+	r := s.runContext(ctx, out, slices.Concat([]string{"provision", "web1", "--no-deploy"}, flags, s.infectScript(`while [ ! -e "$FAKE_ROOT/off" ]; do sleep 0.1; done`))...)
 	if r.status != Interrupted || !strings.Contains(r.stderr, "run the same command again") {
 		t.Errorf("status %d\n%s", r.status, r.stderr)
 	}
