@@ -40,7 +40,7 @@ type Options struct {
 	Runs     map[protocol.Action]Streamer // what is run for somebody; see stream.go
 	Now      func() time.Time             // nil: time.Now
 
-	Running    int           // handlers at the same time; 0: 8
+	Running    int           // handlers of questions at the same time, and as many of what changes something; 0: 8
 	Streaming  int           // streams at the same time; 0: 4
 	RunsAtOnce int           // of each action of Runs; 0: 8
 	StreamLife time.Duration // of a stream or a run that is not renewed; 0: protocol.StreamLifetime
@@ -57,7 +57,8 @@ const unprovenPerSecond = 20
 // Server answers one node's requests.
 type Server struct {
 	o        Options
-	slots    chan struct{} // of handlers that run
+	slots    chan struct{} // of handlers that run for a question
+	orders   chan struct{} // of the others
 	lines    chan struct{} // of streams
 	runs     map[protocol.Action]chan struct{}
 	underWay underWay
@@ -88,7 +89,7 @@ func New(o Options) *Server {
 	if o.RunsAtOnce == 0 {
 		o.RunsAtOnce = 8
 	}
-	s := &Server{o: o, slots: make(chan struct{}, o.Running), lines: make(chan struct{}, o.Streaming), runs: map[protocol.Action]chan struct{}{},
+	s := &Server{o: o, slots: make(chan struct{}, o.Running), orders: make(chan struct{}, o.Running), lines: make(chan struct{}, o.Streaming), runs: map[protocol.Action]chan struct{}{},
 		underWay: underWay{all: map[string]*answering{}}}
 	for action := range o.Runs {
 		// Each has its own: a viewer's commands must not be in the way of an operator's actions.
@@ -133,6 +134,8 @@ func (s *Server) receive(ctx context.Context, m *nats.Msg, running *sync.WaitGro
 		slots, run, what = s.runs[r.Action], s.stream, "requests of "+string(r.Action)
 	case r.streamer != nil:
 		slots, run, what = s.lines, s.stream, "streams"
+	case !r.question():
+		slots, what = s.orders, "orders" // which a viewer's questions, as many as they may be, are not in the way of
 	}
 	select {
 	case slots <- struct{}{}:

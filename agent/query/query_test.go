@@ -395,6 +395,12 @@ func TestBusy(t *testing.T) {
 	if _, r := ann.send(protocol.RequestSubject(node, protocol.Ping), protocol.Encode(ann.sign(h, nil)), h.ID); r.Refused == nil || r.Refused.Code != protocol.Failed || !strings.Contains(r.Refused.Reason, "busy") {
 		t.Fatalf("a third: %+v", r)
 	}
+	// Questions are not in the way of what changes something.
+	dora := s.asker("dora", protocol.Deployer)
+	h = header(protocol.OwnFiles, node)
+	if _, r := dora.send(protocol.RequestSubject(node, protocol.OwnFiles), protocol.Encode(dora.sign(h, nil)), h.ID); r.Refused != nil {
+		t.Errorf("a deployer's order beside them: %+v", r)
+	}
 	close(block)
 	for range 2 {
 		select {
