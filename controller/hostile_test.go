@@ -177,6 +177,31 @@ func TestFloodOfUnprovenRequests(t *testing.T) {
 	}
 }
 
+// As many questions as a viewer may ask, they keep nobody from being heard who has more to say, such as that the viewer's
+// credentials are void.
+func TestViewersAreInNobodysWay(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	vera, anna := r.person("vera", protocol.Viewer), r.person("anna", protocol.Admin)
+	places := r.c.current.Load().users[protocol.Viewer]
+	for range cap(places) {
+		places <- struct{}{} // somebody works on questions that take long
+	}
+	answered := make(chan error, 1)
+	go func() {
+		_, err := vera.ask(protocol.ListNodes, nil)
+		answered <- err
+	}()
+	r.node(anna, "n1")
+	select {
+	case err := <-answered:
+		t.Errorf("a question too many was worked on (%v)", err)
+	default:
+	}
+	<-places
+	must(t, <-answered)
+}
+
 func TestReplays(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)

@@ -23,7 +23,7 @@ import (
 
 const (
 	nodeWorkers  = 32 // requests of nodes that are served at once
-	userWorkers  = 16 // requests of people
+	userWorkers  = 16 // requests of people, for each role that they need
 	nodeTimeout  = 30 * time.Second
 	userTimeout  = protocol.RequestLifetime
 	pendingMsgs  = 100_000  // beats of a large fleet, all at once
@@ -49,6 +49,11 @@ type term struct {
 	listings *broker.Cache[[]string]
 	decoder  *zstd.Decoder
 	pace     pace
+
+	// By the role that is needed, those who work on what people ask: so many a viewer's questions may be, whoever takes
+	// their access back is heard.
+	users map[protocol.Role]chan struct{}
+
 	strange  limiter // log lines about messages that make no sense
 	unproven limiter // refused requests of nobody in particular
 	joiners  limiter // machines with a token that were refused
@@ -75,7 +80,10 @@ func (c *Controller) newTerm(ctx context.Context, lead *store.Term) (*term, erro
 		strange:  limiter{every: time.Second, burst: 10},
 		unproven: limiter{every: time.Second / 20, burst: 20},
 		joiners:  limiter{every: 5 * time.Second, burst: 50},
-		deployed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1),
+		deployed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1), users: map[protocol.Role]chan struct{}{},
+	}
+	for _, role := range []protocol.Role{protocol.Viewer, protocol.Operator, protocol.Deployer, protocol.Admin} {
+		t.users[role] = make(chan struct{}, userWorkers)
 	}
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := t.load(ctx); err != nil {
@@ -155,9 +163,10 @@ func (t *term) subscribe() error {
 	if err := t.on(up(protocol.UpJoin), t.bounded(make(chan struct{}, joinWorkers), nodeTimeout, t.join)); err != nil {
 		return err
 	}
-	users := make(chan struct{}, userWorkers)
-	if err := t.on(protocol.ControllerRequests, t.bounded(users, userTimeout, t.request)); err != nil {
-		return err
+	for least, users := range t.users {
+		if err := t.on(protocol.ControllerRequestsOf(least), t.bounded(users, userTimeout, t.request)); err != nil {
+			return err
+		}
 	}
 	// Whoever asks once Start has returned must be heard.
 	ctx, cancel := context.WithTimeout(t.ctx, 5*time.Second)

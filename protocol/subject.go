@@ -64,7 +64,12 @@ func NodeRequests(node string) []string {
 }
 
 // ControllerRequests is what the controller listens to for requests, in any version of the protocol.
-const ControllerRequests = "ni.*.ctl.req.*"
+const ControllerRequests = controllerRequests + "*"
+
+const controllerRequests = "ni.*.ctl.req."
+
+// ControllerRequestsOf are those of them that need a role.
+func ControllerRequestsOf(least Role) string { return controllerRequests + string(least) }
 
 // ReplySubject is where sender answers a user's request.
 func ReplySubject(user, request, sender string) string {
