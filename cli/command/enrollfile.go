@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/nix-infra/nix-infra/cli/ui"
 	"github.com/nix-infra/nix-infra/protocol"
 	"github.com/nix-infra/nix-infra/protocol/atomicfile"
 )
@@ -73,7 +74,9 @@ func (a *app) enrollFile(ctx context.Context, name string, o enrollOptions) erro
 	return nil
 }
 
-func (a *app) note(format string, args ...any) { fmt.Fprintf(a.Stderr, format+"\n", args...) }
+func (a *app) note(format string, args ...any) {
+	fmt.Fprintln(a.Stderr, ui.Clean(fmt.Sprintf(format, args...))) // others may have a say in it: a broker, in an error
+}
 
 func (a *app) readRequest(path string) (*protocol.EnrolRequest, error) {
 	in, from := a.Stdin, "stdin"
