@@ -26,8 +26,9 @@ func nixRules() []Rule {
 		query,
 		generations,
 		{
-			Name: "nix-prefetch-url", Program: "nix-prefetch-url", Role: protocol.Operator, Timeout: 600, Env: nixEnv,
-			// A name, and no address: what only the node reaches is not for everybody who may run this.
+			// What only the node reaches, such as its cloud's metadata, is not for everybody: a name can lead there, and a
+			// redirection. A deployer could have a build fetch it.
+			Name: "nix-prefetch-url", Program: "nix-prefetch-url", Role: protocol.Deployer, Timeout: 600, Env: nixEnv,
 			Forms: []Form{{Operands: []Operand{
 				operands(1, 1, "an https:// URL of a host that has a name", `https://([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z][A-Za-z0-9-]*(:443)?/[A-Za-z0-9._~:/?#@!&()*+,;=%-]*`,
 					`.*localhost.*|.*localdomain.*|.*/\.\.(/.*)?`),

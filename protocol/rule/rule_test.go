@@ -171,7 +171,7 @@ func TestAllowed(t *testing.T) {
 		{protocol.Viewer, `nixos-version --json`, "nixos-version|--json"},
 		{protocol.Viewer, `nix-store --requisites /run/current-system`, "nix-store|-q|--requisites|/run/current-system"},
 		{protocol.Viewer, `nix-env -p /nix/var/nix/profiles/system --list-generations`, "nix-env|-p/nix/var/nix/profiles/system|--list-generations"},
-		{protocol.Operator, `nix-prefetch-url --unpack https://example.org/a.tar.gz`, "nix-prefetch-url|--unpack|https://example.org/a.tar.gz"},
+		{protocol.Deployer, `nix-prefetch-url --unpack https://example.org/a.tar.gz`, "nix-prefetch-url|--unpack|https://example.org/a.tar.gz"},
 	} {
 		argv, err := Split(c.text)
 		if err != nil {
