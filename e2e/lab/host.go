@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Available says why a lab can't run on this machine, or nil.
@@ -79,7 +80,7 @@ func installHostPackages(ctx context.Context, log io.Writer) error {
 		}
 	}
 	fmt.Fprintf(log, "installing %s\n", strings.Join(packages, " "))
-	apt := []string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"}
+	apt := []string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", "-o", aptRetries}
 	if _, err := run(ctx, append(apt, "update")...); err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
@@ -88,6 +89,9 @@ func installHostPackages(ctx context.Context, log io.Writer) error {
 	}
 	return nil
 }
+
+// aptRetries has apt ask again where a mirror does not answer once.
+const aptRetries = "Acquire::Retries=5"
 
 // run runs a host command; its error holds what the command said.
 func run(ctx context.Context, argv ...string) ([]byte, error) {
@@ -102,6 +106,9 @@ func output(cmd *exec.Cmd) ([]byte, error) {
 	return out, nil
 }
 
+// outputTime is how long a process that left its group may keep the output open of one that has ended.
+const outputTime = 30 * time.Second
+
 // command is exec.CommandContext that takes the whole process group down with ctx: nsenter and sh fork.
 func command(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -113,6 +120,7 @@ func command(ctx context.Context, argv ...string) *exec.Cmd {
 		}
 		return err
 	}
+	cmd.WaitDelay = outputTime
 	return cmd
 }
 
@@ -130,15 +138,17 @@ const (
 	watches    = 8192
 )
 
-// allowWatches raises that limit where it is lower. It stays so until this machine boots.
-func allowWatches() error {
+// allowWatches raises that limit where it is lower, and says so: it stays so until this machine boots.
+func allowWatches(log io.Writer) error {
 	text, err := os.ReadFile(watchLimit)
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
-	if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && n >= watches {
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err == nil && n >= watches {
 		return nil
 	}
+	fmt.Fprintf(log, "raising this machine's fs.inotify.max_user_instances from %d to %d, until it boots\n", n, watches)
 	if err := os.WriteFile(watchLimit, []byte(strconv.Itoa(watches)), 0o644); err != nil {
 		return fmt.Errorf("lab: the limit of file watches: %w", err)
 	}

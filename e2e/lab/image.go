@@ -44,6 +44,9 @@ var nodePackages = []string{
 	"sudo", "busybox-static", "etcd-server", "etcd-client", "haproxy",
 }
 
+// mirrorPause is what a mirror gets that fails: one that is just being updated has other packages than its lists say.
+const mirrorPause = 20 * time.Second
+
 // unusedFor is how long a layer is kept that no lab has asked for.
 const unusedFor = 14 * 24 * time.Hour
 
@@ -78,10 +81,20 @@ func ensureImage(ctx context.Context, log io.Writer) (*image, error) {
 		packages = append(packages[:len(packages):len(packages)], strings.Split(more, ",")...)
 	}
 	debian := "debian-" + hash(suite, strings.Join(packages, ","), debianScript)
-	if err := ensureLayer(debian, func(dir string) error {
+	makeIt := func(dir string) error {
 		fmt.Fprintln(log, "making the nodes' root file system, which takes about half a minute and happens once")
 		return makeDebian(ctx, dir, packages)
-	}); err != nil {
+	}
+	err = ensureLayer(debian, makeIt)
+	if err != nil && ctx.Err() == nil {
+		fmt.Fprintf(log, "that failed, and is tried once more in %s: %v\n", mirrorPause, err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(mirrorPause):
+			err = ensureLayer(debian, makeIt)
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("lab: root file system: %w", err)
 	}
 	sum, err := testos.Hash()
@@ -205,7 +218,7 @@ func mirrors(ctx context.Context) (main, security string, err error) {
 	}
 	for _, update := range []bool{false, true} {
 		if update { // without the lists apt doesn't know whose repositories they are
-			if _, err := run(ctx, "apt-get", "-qq", "update"); err != nil {
+			if _, err := run(ctx, "apt-get", "-qq", "-o", aptRetries, "update"); err != nil {
 				return "", "", err
 			}
 		}

@@ -83,7 +83,7 @@ func Open(ctx context.Context, o Options) (*Lab, error) {
 	if err := installHostPackages(ctx, o.Log); err != nil {
 		return nil, err
 	}
-	if err := allowWatches(); err != nil {
+	if err := allowWatches(o.Log); err != nil {
 		return nil, err
 	}
 	if _, err := Reap(ctx, o.Log); err != nil {

@@ -138,11 +138,14 @@ func removeGuardRoute(ctx context.Context) error {
 	return nil
 }
 
-// dialTimeout is a TCP connection attempt that gives up before a firewall that drops would let it.
+// answerTime is more than a node's sshd takes for its greeting where the machine has much to do.
+const answerTime = 10 * time.Second
+
+// dialTimeout is a TCP connection attempt that gives up before a firewall that drops would let it, and whose reading ends.
 func dialTimeout(ctx context.Context, address string) (net.Conn, error) {
-	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", address)
+	conn, err := (&net.Dialer{Timeout: answerTime}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	return conn, conn.SetDeadline(time.Now().Add(time.Second))
+	return conn, conn.SetDeadline(time.Now().Add(answerTime))
 }

@@ -17,8 +17,9 @@ import (
 //go:embed node.sh
 var nodeScript string
 
-// bootTimeout bounds a boot when the caller's context doesn't: it takes 2 s, or 10 when twenty start at once.
-const bootTimeout = 90 * time.Second
+// bootTimeout bounds a boot when the caller's context doesn't: it takes 2 s, or 10 when twenty start at once, and several times
+// that on a machine that has other things to do.
+const bootTimeout = 3 * time.Minute
 
 // What systemd as PID 1 of a container takes as a press of the button (SIGRTMIN+4, +5 in systemd(1)).
 const (
@@ -112,7 +113,7 @@ func (n *Node) ready(ctx context.Context, not int, exited <-chan struct{}) error
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("node %s: waiting for it to boot (%s): %w\n%s", n.Name, state, ctx.Err(), n.consoleTail())
+			return fmt.Errorf("node %s: waiting for it to boot (%s): %w\n%s", n.Name, state, ctx.Err(), n.Trouble())
 		case <-exited:
 			return fmt.Errorf("node %s: it did not boot:\n%s", n.Name, n.consoleTail())
 		case <-time.After(20 * time.Millisecond):
@@ -150,7 +151,7 @@ func (n *Node) awaitSSH(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("node %s: waiting for sshd: %w (last: %v)", n.Name, ctx.Err(), err)
+			return fmt.Errorf("node %s: waiting for sshd: %w (last: %v)\n%s", n.Name, ctx.Err(), err, n.Trouble())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -196,6 +197,25 @@ func (n *Node) signal(s syscall.Signal) error {
 		return fmt.Errorf("node %s: signal %d: %w", n.Name, s, err)
 	}
 	return nil
+}
+
+// Trouble is what there is to be seen of a node that does not do what it should: what its systemd waits for, which of its units
+// failed, the end of its console, and how busy this machine is.
+func (n *Node) Trouble() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var all strings.Builder
+	for _, list := range [][]string{{"list-jobs"}, {"list-units", "--failed"}} {
+		out, err := n.Command(ctx, append([]string{"systemctl", "--no-pager", "--no-legend"}, list...)...).CombinedOutput()
+		fmt.Fprintf(&all, "systemctl %s: %s", strings.Join(list, " "), bytes.TrimSpace(out))
+		if err != nil {
+			fmt.Fprintf(&all, " (%v)", err)
+		}
+		all.WriteByte('\n')
+	}
+	load, _ := os.ReadFile("/proc/loadavg")
+	fmt.Fprintf(&all, "this machine's load: %sconsole:\n%s", load, n.consoleTail())
+	return all.String()
 }
 
 func (n *Node) consoleTail() string {
