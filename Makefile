@@ -62,4 +62,4 @@ bench: ## benchmarks; SSH, questions to 100, 1,000 and 10,000 agents, an assista
 
 clean: ## remove what was built, and labs that were left behind
 	rm -rf bin
-	@if [ "$$(id -u)" = 0 ] && [ "$$(uname)" = Linux ]; then e2e/lab/lab gc; fi
+	@if [ "$$(id -u)" = 0 ] && [ "$$(uname)" = Linux ]; then e2e/lab/lab gc; $(if $(MEMORY),LAB_DIR=$(MEMORY)/nix-infra-lab e2e/lab/lab gc;) fi
