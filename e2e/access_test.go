@@ -39,7 +39,7 @@ func (f *fleet) grant(name string, r protocol.Role, more ...string) (string, *pr
 // comesIn tells whether the controller's broker lets somebody connect.
 func (f *fleet) comesIn(s *protocol.Signer) bool {
 	f.t.Helper()
-	to := connect.To{URLs: []string{"tls://" + f.ctl.IP + ":4222"}, CA: f.ca(), Signer: s, Name: "raw", InboxPrefix: "unused"}
+	to := connect.To{URLs: []string{"tls://" + f.ctl.IP + ":4222"}, CA: f.ca(), Signer: s, Name: "raw", InboxPrefix: "unused", Timeout: dialTime}
 	nc, err := to.Dial(nats.SetCustomDialer(labDialer{f}), nats.NoReconnect())
 	if err == nil {
 		nc.Close()
@@ -67,7 +67,7 @@ func (f *fleet) carried(by *raw, name string, signed *protocol.Signed, target, s
 	if err := by.PublishRequest(subject, reply, protocol.Encode(signed)); err != nil {
 		f.t.Fatal(err)
 	}
-	m, err := answers.NextMsg(30 * time.Second)
+	m, err := answers.NextMsg(soon)
 	if err != nil {
 		f.t.Fatalf("no answer from %s: %v", target, err)
 	}
@@ -104,7 +104,7 @@ func TestRevoked(t *testing.T) {
 	f.exec(f.nodes["n2"], "systemctl", "stop", "nix-infra-agent.service")
 	f.must("access", "revoke", "bob", "--batch")
 
-	f.eventually(10*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if live.IsClosed() {
 			return ""
 		}
@@ -116,7 +116,7 @@ func TestRevoked(t *testing.T) {
 	if r := f.cli("--creds", creds, "status"); r.code != 2 || !strings.Contains(r.errOut, "revoked") {
 		t.Errorf("bob's status: %v", r)
 	}
-	f.eventually(10*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if code := ping("n1"); code != protocol.Revoked {
 			return fmt.Sprintf("n1 says %q to what bob signs", code)
 		}
@@ -127,8 +127,8 @@ func TestRevoked(t *testing.T) {
 		t.Errorf("the controller says %q to what bob signs", code)
 	}
 	f.exec(f.nodes["n2"], "systemctl", "start", "nix-infra-agent.service")
-	f.waitState("n2", time.Minute, "back", func(s status) bool { return s.Online })
-	f.eventually(30*time.Second, func() string {
+	f.waitState("n2", soon, "back", func(s status) bool { return s.Online })
+	f.eventually(soon, func() string {
 		if code := ping("n2"); code != protocol.Revoked {
 			return fmt.Sprintf("n2 says %q to what bob signs", code)
 		}
@@ -137,7 +137,7 @@ func TestRevoked(t *testing.T) {
 	// A restart forgets nothing, on either side.
 	f.exec(f.nodes["n1"], "systemctl", "restart", "nix-infra-agent.service")
 	f.exec(f.ctl, "systemctl", "restart", "nix-infra-controller.service")
-	f.waitState("n1", time.Minute, "back", func(s status) bool { return s.Online })
+	f.waitState("n1", soon, "back", func(s status) bool { return s.Online })
 	if f.comesIn(bob) {
 		t.Error("bob came in after the restart of the controller")
 	}
@@ -154,7 +154,7 @@ func TestRevoked(t *testing.T) {
 		t.Error("n1 is still in the fleet")
 	}
 	f.enroll("n1")
-	f.waitState("n1", time.Minute, "back", func(s status) bool { return s.Online })
+	f.waitState("n1", soon, "back", func(s status) bool { return s.Online })
 }
 
 // TestRoles asks a node and the controller for everything, as everybody. The table is the design's, not the code's.
@@ -284,7 +284,7 @@ func TestAuditChain(t *testing.T) {
 	for range 3 {
 		before := len(own)
 		f.must("ping", "n1")
-		f.eventually(time.Minute, func() string {
+		f.eventually(soon, func() string {
 			if own, _ = stream(); len(own) == before {
 				return "the records of a ping are not in the stream"
 			}
@@ -338,7 +338,7 @@ func TestAuditChain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f.eventually(10*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if _, now := stream(); len(now) < len(all) {
 			return fmt.Sprintf("%d of %d messages are in the stream", len(now), len(all))
 		}

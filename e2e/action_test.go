@@ -130,7 +130,7 @@ func TestActionLimits(t *testing.T) {
 			if r := f.action([]string{"--timeout", "20s"}, words); !stopped(r) {
 				t.Errorf("%v", r)
 			}
-			f.nothingLeft(node, 5*time.Second)
+			f.nothingLeft(node, atOnce)
 			return
 		}
 		t.Logf("this machine's cgroups have no %s for nodes: looking at the unit's %s", controller, property)
@@ -146,7 +146,7 @@ func TestActionLimits(t *testing.T) {
 		if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
 			t.Errorf("an action whose unit was stopped: %v", err)
 		}
-		f.nothingLeft(node, 5*time.Second)
+		f.nothingLeft(node, atOnce)
 	}
 
 	t.Run("exit status", func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestActionLimits(t *testing.T) {
 		if r := f.action(nil, "leave exit"); r.code != 0 {
 			t.Errorf("%v", r)
 		}
-		f.nothingLeft(node, 10*time.Second)
+		f.nothingLeft(node, atOnce)
 	})
 	t.Run("time", func(t *testing.T) {
 		f := f.as(t)
@@ -175,7 +175,7 @@ func TestActionLimits(t *testing.T) {
 		if r.code != 1 || r.Exit == nil || *r.Exit != -1 || r.Result != protocol.ResultTimeout || !strings.Contains(r.Reason, "2") {
 			t.Errorf("%v", r)
 		}
-		f.nothingLeft(node, 10*time.Second)
+		f.nothingLeft(node, atOnce)
 	})
 	t.Run("memory", func(t *testing.T) {
 		limited(t, "memory", "MemoryMax", "67108864", "memory", func(r *ran) bool {
@@ -214,7 +214,7 @@ func TestActionLimits(t *testing.T) {
 // runUnit waits for the unit of what runs for somebody on a node.
 func (f *fleet) runUnit(node *lab.Node) (unit string) {
 	f.t.Helper()
-	f.eventually(20*time.Second, func() string {
+	f.eventually(soon, func() string {
 		unit, _, _ = strings.Cut(f.exec(node, "systemctl", "list-units", "--state=active", "--no-legend", "--plain", "nix-infra-run-*"), " ")
 		if unit == "" {
 			return "nothing runs"
@@ -237,7 +237,7 @@ func (f *fleet) actionEnvironment(node *lab.Node) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	f.eventually(20*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if strings.Contains(out.String(), "at ") {
 			return ""
 		}
@@ -273,7 +273,7 @@ func (f *fleet) actionEnvironment(node *lab.Node) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
-	f.nothingLeft(node, 5*time.Second)
+	f.nothingLeft(node, atOnce)
 	for what, command := range map[string]string{
 		"the journal":     "journalctl --sync; journalctl --no-pager -o export | grep -qaFf /root/mark",
 		"a file in /run":  "grep -rqsaFf /root/mark /run --exclude-dir=systemd --exclude-dir=log",

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
 )
@@ -62,7 +61,7 @@ func TestBadInput(t *testing.T) {
 		t.Errorf("an unreachable controller: %v", r)
 	}
 	f.exec(f.ctl, "systemctl", "start", "nix-infra-controller.service")
-	f.waitState("n1", 60*time.Second, "as it was", func(s status) bool {
+	f.waitState("n1", soon, "as it was", func(s status) bool {
 		return s.Online && s.State == "confirmed" && s.Serial == 1 && s.Closure == old["n1"]
 	})
 }
@@ -82,7 +81,7 @@ func TestFullDisk(t *testing.T) {
 	if out, err := node.Exec(f.ctx, "dd", "if=/dev/zero", "of=/var/fill", "bs=64k"); err == nil {
 		t.Fatalf("the disk took all that there is: %s", out)
 	}
-	r := f.cli("deploy", "n1", "--timeout", "30s", "--settle", "1s", "--batch")
+	r := f.cli("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
 	if r.code != 1 || !strings.Contains(r.out+r.errOut, "space") {
 		t.Errorf("a deploy to a node with a full disk: %v", r)
 	}
@@ -90,8 +89,8 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("it runs %s, want %s", got, old["n1"])
 	}
 	f.exec(node, "rm", "/var/fill")
-	f.waitState("n1", 60*time.Second, "online", func(s status) bool { return s.Online })
-	f.must("deploy", "n1", "--timeout", "30s", "--settle", "1s", "--batch")
+	f.waitState("n1", soon, "online", func(s status) bool { return s.Online })
+	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
 	if s := f.status()["n1"]; s.State != "confirmed" || s.Closure == old["n1"] || s.Closure != f.bootDefault(node) {
 		t.Errorf("%+v", s)
 	}

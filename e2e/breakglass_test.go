@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 const agentProgram = "/var/lib/nix-infra-agent/bin/nix-infra-agent"
@@ -42,7 +41,7 @@ func TestBreakGlass(t *testing.T) {
 	}
 
 	// What can't be proven is rolled back here, too, and no serial comes twice.
-	out, err := node.Exec(f.ctx, agentProgram, "apply", bundle(service("bad", failing), "3", "--timeout", deadline.String()))
+	out, err := node.Exec(f.ctx, agentProgram, "apply", bundle(service("bad", failing), "3", "--timeout", "60s"))
 	if err == nil || !strings.Contains(string(out), "rolled-back") || !strings.Contains(string(out), "broken.service") {
 		t.Errorf("apply of a system that fails: %v: %s", err, out)
 	}
@@ -66,7 +65,7 @@ func TestBreakGlass(t *testing.T) {
 
 	// Back at the controller, it is all told, and the next deploy is one like any other.
 	f.exec(f.ctl, "systemctl", "start", "nix-infra-controller.service")
-	f.waitState("n1", 60*time.Second, "online", func(s status) bool { return s.Online && s.Closure == one && s.Serial == 3 })
+	f.waitState("n1", soon, "online", func(s status) bool { return s.Online && s.Closure == one && s.Serial == 3 })
 	f.says(node, one, "one")
 	f.deployed("n1", "as ever")
 	f.says(node, f.status()["n1"].Closure, "as ever")

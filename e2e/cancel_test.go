@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
+	"github.com/nix-infra/nix-infra/protocol"
 )
 
 // TestCancelStopsRemote: whoever stops asking has what was asked for stopped, on the node, with all its children: at once
@@ -29,7 +30,7 @@ func TestCancelStopsRemote(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		f.eventually(20*time.Second, func() string {
+		f.eventually(soon, func() string {
 			if pids, err := node.Exec(f.ctx, "pgrep", "-f", process); err != nil {
 				return "no " + process + " on " + node.Name + "; the CLI says " + out.String()
 			} else if process == left && strings.Count(string(pids), "\n") < 3 {
@@ -64,7 +65,7 @@ func TestCancelStopsRemote(t *testing.T) {
 
 	const tail = "^(/[^ ]*/)?tail .*flake.nix"
 	many := begin(f.nodes["n1"], tail, "exec", "n1", "n2", "--", "tail", "-f", "/etc/nixos/flake.nix")
-	f.eventually(20*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if _, err := f.nodes["n2"].Exec(f.ctx, "pgrep", "-f", tail); err != nil {
 			return "n2 does not run it"
 		}
@@ -73,7 +74,7 @@ func TestCancelStopsRemote(t *testing.T) {
 	signal(many, syscall.SIGINT)
 	ends(many, 130)
 	for _, n := range []string{"n1", "n2"} {
-		f.eventually(10*time.Second, func() string {
+		f.eventually(atOnce, func() string {
 			if pids, err := f.nodes[n].Exec(f.ctx, "pgrep", "-f", tail); err == nil {
 				return n + " still runs it: " + string(pids)
 			}
@@ -84,17 +85,20 @@ func TestCancelStopsRemote(t *testing.T) {
 	interrupted := begin(f.nodes["n1"], left, action("n1")...)
 	signal(interrupted, syscall.SIGINT)
 	ends(interrupted, 130)
-	f.nothingLeft(f.nodes["n1"], 15*time.Second)
+	f.nothingLeft(f.nodes["n1"], atOnce)
 
 	// An agent that was killed ends what it left behind when it is back; the units run on without it until then.
 	orphaned := begin(f.nodes["n2"], left, action("n2")...)
 	f.exec(f.nodes["n2"], "systemctl", "kill", "--signal=KILL", "nix-infra-agent.service")
-	f.nothingLeft(f.nodes["n2"], 30*time.Second)
+	f.nothingLeft(f.nodes["n2"], soon)
 	signal(orphaned, syscall.SIGINT)
 	ends(orphaned, 130)
 
-	f.nothingLeft(f.nodes["n3"], time.Until(since.Add(75*time.Second)))
+	f.nothingLeft(f.nodes["n3"], time.Until(since.Add(protocol.StreamLifetime+atOnce)))
 }
+
+// atOnce is a limit for what has to end because it was told to, and long before it would because nobody renews it.
+const atOnce = protocol.StreamLifetime / 2
 
 // left are the processes that the action "leave" leaves.
 const left = "^sleep 4711"

@@ -68,7 +68,7 @@ func TestOfflineCatchesUp(t *testing.T) {
 	if err := node.Boot(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	s := f.waitState("n2", 60*time.Second, "confirmed at serial 2", func(s status) bool { return s.State == "confirmed" && s.Serial == 2 })
+	s := f.waitState("n2", soon, "confirmed at serial 2", func(s status) bool { return s.State == "confirmed" && s.Serial == 2 })
 	if s.Closure != f.running(node) || !strings.Contains(f.exec(node, "journalctl", "-b", "-u", "hello.service", "-o", "cat"), "two") {
 		t.Errorf("n2 did not converge to the second deploy: %+v", s)
 	}
@@ -94,7 +94,7 @@ func TestAgentReplacesItself(t *testing.T) {
 	if r := f.cli("deploy", "n1", "--timeout", "15s", "--settle", "1s", "--batch"); r.code != 1 {
 		t.Errorf("a first deploy with a broken agent: %v", r)
 	}
-	f.waitState("n1", 30*time.Second, "rolled back", func(s status) bool {
+	f.waitState("n1", soon, "rolled back", func(s status) bool {
 		return s.Online && s.State == "rolled-back" && s.Agent == "under-test" && s.Closure == first
 	})
 
@@ -110,7 +110,7 @@ func TestAgentReplacesItself(t *testing.T) {
 	if r := f.cli("deploy", "n1", "--timeout", "15s", "--settle", "1s", "--batch"); r.code != 1 {
 		t.Errorf("a deploy with a broken agent: %v", r)
 	}
-	back := f.waitState("n1", 30*time.Second, "rolled back", func(s status) bool { return s.State == "rolled-back" })
+	back := f.waitState("n1", soon, "rolled back", func(s status) bool { return s.State == "rolled-back" })
 	if back.Agent != "next" || back.Closure != s.Closure || f.running(node) != s.Closure || f.bootDefault(node) != s.Closure {
 		t.Errorf("after a broken agent: %+v, before %+v", back, s)
 	}
@@ -135,8 +135,7 @@ func agentUnit(current, execStart string) string {
 func TestControllerRestart(t *testing.T) {
 	f := newFleet(t, "n1", "n2")
 	for _, n := range []string{"n1", "n2"} {
-		// A build that takes long enough to be in the middle of.
-		f.write("nodes/"+n+".nix", service("after the storm", `buildScript = "echo slow build; sleep 6";`))
+		f.write("nodes/"+n+".nix", service("after the storm", held))
 	}
 	cmd := f.command("deploy", "all", "--timeout", "60s", "--settle", "1s", "--batch")
 	var out strings.Builder
@@ -144,8 +143,9 @@ func TestControllerRestart(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	f.waitState("n1", 30*time.Second, "building", func(s status) bool { return s.State == "building" })
+	f.waitState("n1", soon, "building", func(s status) bool { return s.State == "building" })
 	f.exec(f.ctl, "systemctl", "kill", "--signal=KILL", "nix-infra-controller.service")
+	f.release("n1", "n2")
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("the deploy did not end as if nothing had happened: %v\n%s", err, out.String())
 	}

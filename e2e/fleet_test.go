@@ -24,6 +24,9 @@ import (
 // password opens the project's private keys.
 const password = "correct horse"
 
+// soon is the limit of what is waited for and comes within seconds where the machine has nothing else to do.
+const soon = 2 * time.Minute
+
 // fleet is a lab with a controller and enrolled nodes, and the project folder that they belong to.
 type fleet struct {
 	t       *testing.T
@@ -86,7 +89,9 @@ func shared(t *testing.T) *fleet {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f := openLab(t, t.Context(), labName("shared"), project)
+		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute) // the first lab of all makes the nodes' root file system
+		defer cancel()
+		f := openLab(t, ctx, labName("shared"), project)
 		common.fleet = f
 		names := []string{"n1", "n2"}
 		f.start(names)
@@ -148,7 +153,7 @@ func (f *fleet) copyProject() {
 
 // down removes the lab.
 func (f *fleet) down() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
 	return f.lab.Down(ctx)
 }
@@ -168,15 +173,11 @@ func labName(test string) string {
 
 // dump shows what the machines have to say about a failed test.
 func (f *fleet) dump() {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, n := range f.lab.Nodes() {
-		unit := "nix-infra-agent.service"
-		if n.Name == "ctl" || n.Name == "c2" || n.Name == "c3" {
-			unit = "nix-infra-controller.service"
-		}
-		out, err := n.Exec(ctx, "journalctl", "--no-pager", "-n", "150", "-o", "short-precise", "-u", unit, "-u", "nix-infra-activate-*", "-u", "nix-infra-revert-*")
-		f.t.Logf("---- %s (%v)\n%s", n.Name, err, out)
+		out, err := n.Exec(ctx, "journalctl", "--no-pager", "-n", "200", "-o", "short-precise", "-u", "nix-infra-*")
+		f.t.Logf("---- %s (%v)\n%s\n%s", n.Name, err, out, n.Trouble())
 	}
 }
 
@@ -285,8 +286,14 @@ type status struct {
 
 func (f *fleet) status() map[string]status {
 	f.t.Helper()
+	return f.read(f.must("status", "--json"))
+}
+
+// read reads what status says.
+func (f *fleet) read(r result) map[string]status {
+	f.t.Helper()
 	all := map[string]status{}
-	for line := range strings.Lines(f.must("status", "--json").out) {
+	for line := range strings.Lines(r.out) {
 		var s status
 		if err := json.Unmarshal([]byte(line), &s); err != nil {
 			f.t.Fatalf("status --json: %q: %v", line, err)
@@ -316,12 +323,16 @@ func (f *fleet) eventually(within time.Duration, ok func() string) {
 	}
 }
 
-// waitState waits until a node's status satisfies the condition.
+// waitState waits until a node's status satisfies the condition. The controller may be one that does not answer yet.
 func (f *fleet) waitState(node string, within time.Duration, what string, ok func(status) bool) status {
 	f.t.Helper()
 	var last status
 	f.eventually(within, func() string {
-		if last = f.status()[node]; ok(last) {
+		r := f.cli("status", "--json")
+		if r.code != 0 {
+			return fmt.Sprintf("%s is not %s: %v", node, what, r)
+		}
+		if last = f.read(r)[node]; ok(last) {
 			return ""
 		}
 		return fmt.Sprintf("%s is not %s: %+v", node, what, last)
@@ -365,6 +376,56 @@ func (f *fleet) bootDefault(n *lab.Node) string {
 		f.t.Errorf("%s: the boot loader has %s, the profile %s", n.Name, loader, profile)
 	}
 	return profile
+}
+
+// held is a build that goes on until release: a test does in the middle of it what it has to, however long that takes.
+const held = `buildScript = "until [ -e /run/build-may-end ]; do sleep 0.1; done";`
+
+// release lets builds that are held on nodes end, and those that are still to come.
+func (f *fleet) release(nodes ...string) {
+	f.t.Helper()
+	for _, n := range nodes {
+		if err := f.nodes[n].WriteFile("/run/build-may-end", nil, 0o644); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+}
+
+// answers waits until a node's agent answers, as after a boot: the status may be the last word of the one before.
+func (f *fleet) answers(node string) {
+	f.t.Helper()
+	f.eventually(soon, func() string {
+		if r := f.cli("ping", node); r.code != 0 {
+			return r.String()
+		}
+		return ""
+	})
+}
+
+// reaches says whether the operator's side can connect to a node's port. A port that is slow to answer counts as closed.
+func (f *fleet) reaches(n *lab.Node, port int) bool {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.ctx, 2*time.Second)
+	defer cancel()
+	conn, err := f.lab.Dial(ctx, "tcp", fmt.Sprintf("%s:%d", n.IP, port))
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// opens waits until it can.
+func (f *fleet) opens(n *lab.Node, ports ...int) {
+	f.t.Helper()
+	for _, port := range ports {
+		f.eventually(soon, func() string {
+			if !f.reaches(n, port) {
+				return fmt.Sprintf("port %d of %s can't be reached", port, n.Name)
+			}
+			return ""
+		})
+	}
 }
 
 // service is a node's configuration with one long-running unit, hello.service.

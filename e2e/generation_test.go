@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
 )
@@ -31,7 +30,7 @@ func (f *fleet) says(n *lab.Node, closure, message string) {
 	if got := f.bootDefault(n); got != closure {
 		f.t.Errorf("%s boots %s, want %s", n.Name, got, closure)
 	}
-	f.eventually(10*time.Second, func() string { // the journal has its words a moment after the unit counts as started
+	f.eventually(soon, func() string { // the journal has its words a moment after the unit counts as started
 		log := f.exec(n, "journalctl", "-b", "_SYSTEMD_UNIT=hello.service", "-o", "cat", "--no-pager", "-n", "1")
 		if log == message {
 			return ""
@@ -75,7 +74,7 @@ func TestRollbackOffline(t *testing.T) {
 	generation := f.status()["n1"].Generation
 	asked := f.cantBuild(node)
 	f.write("nodes/n1.nix", service("four", ""))
-	if r := f.cli("deploy", "n1", "--timeout", "30s", "--settle", "1s"); r.code != 1 {
+	if r := f.cli("deploy", "n1", "--timeout", "60s", "--settle", "1s"); r.code != 1 {
 		t.Fatalf("the node can still build, so that this test would show nothing: %v", r)
 	}
 	f.exec(node, "rm", "-rf", "/root/.cache")
@@ -83,7 +82,7 @@ func TestRollbackOffline(t *testing.T) {
 
 	back := func(want, message string, to ...string) {
 		t.Helper()
-		f.must(append([]string{"rollback", "n1", "--timeout", "30s", "--settle", "1s"}, to...)...)
+		f.must(append([]string{"rollback", "n1", "--timeout", "60s", "--settle", "1s"}, to...)...)
 		f.says(node, want, message)
 		if s := f.status()["n1"]; s.State != "confirmed" || s.Closure != want {
 			t.Errorf("%+v", s)
@@ -98,7 +97,7 @@ func TestRollbackOffline(t *testing.T) {
 	if n := asked.Load(); n != 0 {
 		t.Errorf("a binary cache was asked %d times", n)
 	}
-	if r := f.cli("rollback", "n1", "--to", "4711", "--timeout", "30s", "--settle", "1s"); r.code != 1 || f.running(node) != three {
+	if r := f.cli("rollback", "n1", "--to", "4711", "--timeout", "60s", "--settle", "1s"); r.code != 1 || f.running(node) != three {
 		t.Errorf("a rollback to a generation that there is not: %v", r)
 	}
 }
@@ -110,11 +109,10 @@ func TestGCKeeps(t *testing.T) {
 	booted := f.running(node)
 	one, two, three := f.deployed("n1", "one"), f.deployed("n1", "two"), f.deployed("n1", "three")
 	f.write("nodes/n1.nix", service("bad", failing))
-	start := time.Now()
 	if r := f.cli(f.deployArgs("n1")...); r.code != 1 {
 		t.Fatal(r)
 	}
-	f.isBack(node, three, start)
+	f.isBack(node, three)
 	var bad struct {
 		Closure string `json:"closure"`
 	}
@@ -145,7 +143,7 @@ func TestGCKeeps(t *testing.T) {
 	f.says(node, three, "three")
 
 	// The way back can be gone, what was let out of quarantine is evidence no more.
-	f.must("rollback", "n1", "--timeout", "30s", "--settle", "1s")
+	f.must("rollback", "n1", "--timeout", "60s", "--settle", "1s")
 	f.says(node, two, "two")
 	f.must("node", "release", "n1")
 	f.must("gc", "n1", "--older-than", "0s", "--keep", "1")
@@ -165,7 +163,7 @@ func TestDrift(t *testing.T) {
 	// drifts waits until the drift of n1 is told so; with "" until there is none.
 	drifts := func(says string) {
 		t.Helper()
-		f.eventually(30*time.Second, func() string {
+		f.eventually(soon, func() string {
 			r := f.cli("drift", "n1", "--json")
 			if (r.code == 0) != (says == "") || (r.out == "") != (says == "") || !strings.Contains(r.out, says) {
 				return fmt.Sprintf("want %q: %v", says, r)
@@ -198,8 +196,7 @@ func TestDrift(t *testing.T) {
 	drifts("")
 
 	f.write("nodes/n1.nix", service("bad", failing))
-	start := time.Now()
 	f.cli(f.deployArgs("n1")...)
-	f.isBack(node, two, start)
+	f.isBack(node, two)
 	drifts("rolled back")
 }

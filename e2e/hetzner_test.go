@@ -189,7 +189,7 @@ func TestDestroy(t *testing.T) {
 	}
 	// Its agent still runs, and is nobody any more: its connection was ended, and it is let in no more.
 	n2 := f.nodes["n2"]
-	f.eventually(20*time.Second, func() string {
+	f.eventually(soon, func() string {
 		return f.exec(n2, "sh", "-c", "ss -Htn state established dst "+f.ctl.IP)
 	})
 	if got := f.exec(n2, "systemctl", "is-active", "nix-infra-agent"); got != "active" {

@@ -80,7 +80,7 @@ func (f *fleet) ask(r *raw, user string, signed *protocol.Signed) protocol.Code 
 	if err := r.PublishRequest(protocol.RequestSubject("n1", protocol.Release), reply, protocol.Encode(signed)); err != nil {
 		f.t.Fatal(err)
 	}
-	m, err := answers.NextMsg(10 * time.Second)
+	m, err := answers.NextMsg(soon)
 	if err != nil {
 		f.t.Fatalf("no answer: %v", err)
 	}
@@ -109,7 +109,7 @@ func TestHostileBroker(t *testing.T) {
 	// A quarantine that a hostile Release could lift.
 	f.write("nodes/n1.nix", service("bad", failing))
 	f.cli(f.deployArgs("n1")...)
-	f.waitState("n1", 30*time.Second, "rolled back", func(s status) bool { return s.State == "rolled-back" })
+	f.waitState("n1", soon, "rolled back", func(s status) bool { return s.State == "rolled-back" })
 	keys := f.keys()
 	legit := f.user(keys, "dora", protocol.Deployer, time.Time{})
 
@@ -118,7 +118,7 @@ func TestHostileBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.exec(f.ctl, "systemd-run", "--unit=evilbroker", "/opt/evilbroker")
-	f.eventually(10*time.Second, func() string {
+	f.eventually(soon, func() string {
 		conn, err := f.lab.Dial(f.ctx, "tcp", f.ctl.IP+":4222")
 		if err != nil {
 			return err.Error()
@@ -131,7 +131,7 @@ func TestHostileBroker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := beats.NextMsg(60 * time.Second); err != nil {
+	if _, err := beats.NextMsg(soon); err != nil {
 		t.Fatalf("n1 did not connect to the hostile broker: %v", err)
 	}
 	before := f.exec(n1, "cat", agentDir+"/deploy/journal.json")
@@ -156,7 +156,7 @@ func TestHostileBroker(t *testing.T) {
 	}
 	// … and by an agent that was started anew, too.
 	f.exec(n1, "systemctl", "restart", "nix-infra-agent.service")
-	f.eventually(60*time.Second, func() string { // READY comes before the connection
+	f.eventually(soon, func() string { // READY comes before the connection
 		if _, err := r.Request(protocol.RequestSubject("n1", protocol.Ping), protocol.Encode(ping), time.Second); errors.Is(err, nats.ErrNoResponders) {
 			return "n1 did not come back"
 		}
@@ -183,8 +183,8 @@ func TestHostileBroker(t *testing.T) {
 	// Back to the real controller: the audit record arrives there, and the fleet works as before.
 	f.exec(f.ctl, "systemctl", "stop", "evilbroker.service")
 	f.exec(f.ctl, "systemctl", "start", "nix-infra-controller.service")
-	f.waitState("n1", 90*time.Second, "online", func(s status) bool { return s.Online })
-	f.eventually(30*time.Second, func() string {
+	f.waitState("n1", soon, "online", func(s status) bool { return s.Online })
+	f.eventually(soon, func() string {
 		records := f.auditStream()
 		for _, code := range append(refused, protocol.Replayed) {
 			if !slices.ContainsFunc(records, func(a protocol.AuditRecord) bool { return a.At == "n1" && a.Outcome == string(code) }) {
@@ -274,7 +274,7 @@ func (f *fleet) hostileManifests(r *raw, keys *protocol.FleetKeys) {
 		if err := r.Publish(protocol.LookSubject("n1"), protocol.Encode(look)); err != nil {
 			f.t.Fatal(err)
 		}
-		f.eventually(30*time.Second, func() string {
+		f.eventually(soon, func() string {
 			for _, line := range recorded()[before:] {
 				if c.want == "" && strings.HasSuffix(line, ": begins") || strings.Contains(line, ": "+string(c.want)+": ") {
 					return ""
@@ -286,7 +286,7 @@ func (f *fleet) hostileManifests(r *raw, keys *protocol.FleetKeys) {
 			for range 2 { // asked again: the first answer was not believed
 				select {
 				case <-asked:
-				case <-time.After(30 * time.Second):
+				case <-time.After(soon):
 					f.t.Fatalf("%s: n1 does not ask for them", c.name)
 				}
 			}
@@ -386,7 +386,7 @@ func TestPrivateTrees(t *testing.T) {
 func request[T any](r *raw, subject string, query any) (T, *protocol.Refusal) {
 	r.t.Helper()
 	var none T
-	m, err := r.Request(subject, protocol.Encode(query), 10*time.Second)
+	m, err := r.Request(subject, protocol.Encode(query), soon)
 	if err != nil {
 		r.t.Fatalf("%s: %v", subject, err)
 	}

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestModes: what each mode leaves running, and what it leaves to boot.
@@ -55,7 +54,7 @@ func TestModes(t *testing.T) {
 		t.Errorf("mode boot: %+v; runs %s, boots %s, before %s", s, f.running(node), staged, old)
 	}
 	reboot()
-	s = f.waitState("n1", 60*time.Second, "confirmed", func(s status) bool { return s.Online && s.State == "confirmed" && s.Closure == staged })
+	s = f.waitState("n1", soon, "confirmed", func(s status) bool { return s.Online && s.State == "confirmed" && s.Closure == staged })
 	if got := f.running(node); got != staged {
 		t.Errorf("after the reboot %s runs, want %s: %+v", got, staged, s)
 	}
@@ -83,7 +82,7 @@ func TestEnrollOffline(t *testing.T) {
 	}
 	f.exec(node, agent, "load", "/root/answer")
 	f.exec(node, "systemd-run", "--unit=nix-infra-agent", "--service-type=notify", "-p", "Restart=always", agent, "run")
-	f.waitState("n1", 30*time.Second, "online", func(s status) bool { return s.Online })
+	f.waitState("n1", soon, "online", func(s status) bool { return s.Online })
 	f.write("nodes/n1.nix", service("far away", ""))
 	f.must("deploy", "@far-away", "--timeout", "60s", "--settle", "1s", "--batch")
 	if got := f.exec(node, "systemctl", "is-active", "hello.service"); got != "active" {

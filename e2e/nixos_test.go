@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
 	"github.com/nix-infra/nix-infra/e2e/nar"
@@ -86,13 +85,6 @@ func (f *fleet) nixosProject() {
 		}
 		f.write(path.Join("modules/nix-infra", filepath.Base(name)), string(data))
 	}
-}
-
-// reaches says whether the operator's side can connect to a node's port.
-func (f *fleet) reaches(n *lab.Node, port int) bool {
-	f.t.Helper()
-	script := fmt.Sprintf("</dev/tcp/%s/%d", n.IP, port)
-	return f.lab.Command(f.ctx, "timeout", "2", "bash", "-c", script).Run() == nil
 }
 
 // TestNixOSModules: systems that nixos-module makes, built by real Nix from a stand-in of nixpkgs, bring the real agent and
@@ -198,15 +190,12 @@ func (f *fleet) moduleOfAgent(node *lab.Node) {
 
 	// A health check that fails is as good as one that was written by hand.
 	f.write("nodes/n1.nix", config(false, "exit 0"))
-	start := time.Now()
 	if r := f.cli(f.deployArgs("n1")...); r.code != 1 || !strings.Contains(r.out+r.errOut, "runs") {
 		t.Errorf("a deploy whose health check fails: %v", r)
 	}
-	f.isBack(node, s.Closure, start)
+	f.isBack(node, s.Closure)
 
-	if !f.reaches(node, 22) {
-		t.Error("port 22 is closed before anybody closes it")
-	}
+	f.opens(node, 22) // as long as nobody closes it
 	f.write("nodes/n1.nix", config(true, "exec sleep infinity"))
 	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s", "--batch")
 	closed := func(when string) {
@@ -227,7 +216,8 @@ func (f *fleet) moduleOfAgent(node *lab.Node) {
 	if err := node.Reboot(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	f.waitState("n1", 30*time.Second, "online again", func(s status) bool { return s.Online && s.Agent == "next" && time.Since(s.LastSeen) < 5*time.Second })
+	f.answers("n1")
+	f.waitState("n1", soon, "online again", func(s status) bool { return s.Online && s.Agent == "next" })
 	closed("after a reboot")
 }
 
@@ -280,17 +270,17 @@ func (f *fleet) moduleOfToken() {
 		t.Fatal(err)
 	}
 	f.exec(node, "systemctl", "start", "--no-block", joins)
-	f.eventually(30*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if r := f.cli("enroll", "--pending", "n2"); r.code != 0 {
 			return r.String()
 		}
 		return ""
 	})
-	f.waitState("n2", 30*time.Second, "online", func(s status) bool { return s.Online && s.Agent == "next" })
+	f.waitState("n2", soon, "online", func(s status) bool { return s.Online && s.Agent == "next" })
 	if err := node.Reboot(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	f.waitState("n2", 30*time.Second, "online after a boot", func(s status) bool { return s.Online && time.Since(s.LastSeen) < 5*time.Second })
+	f.answers("n2")
 	if unit := f.property(node, "nix-infra-agent.service", "FragmentPath"); !strings.Contains(unit, "generator.early") {
 		t.Errorf("the agent's unit is %s, and not the system's", unit)
 	}
@@ -312,7 +302,7 @@ func (f *fleet) moduleOfController() {
 
 	runs := func(when string) {
 		t.Helper()
-		f.waitState("n1", 60*time.Second, "online "+when, func(s status) bool { return s.Online && time.Since(s.LastSeen) < 15*time.Second })
+		f.answers("n1") // which is connected again
 		pid := f.property(f.ctl, unit, "MainPID")
 		if user := f.exec(f.ctl, "ps", "-o", "user:32=", "-p", pid); user != "nix-infra-controller" {
 			t.Errorf("%s, the controller runs as %q", when, user)
@@ -324,9 +314,7 @@ func (f *fleet) moduleOfController() {
 	// Enrolment's unit is in neither system, so that the switch has left its process alone.
 	f.exec(f.ctl, "systemctl", "restart", unit)
 	runs("after a restart")
-	if !f.reaches(f.ctl, 4222) || !f.reaches(f.ctl, 443) || !f.reaches(f.ctl, 22) {
-		t.Error("the firewall keeps people from the controller's ports")
-	}
+	f.opens(f.ctl, 4222, 443, 22) // the firewall keeps nobody from them
 	if err := f.ctl.Reboot(f.ctx); err != nil {
 		t.Fatal(err)
 	}

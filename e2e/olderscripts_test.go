@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nix-infra/nix-infra/e2e/testos"
 )
@@ -128,7 +127,7 @@ func TestDoctor(t *testing.T) {
 	}
 	f.exec(f.nodes["n1"], "systemctl", "reset-failed")
 	want := map[string]bool{"reachable": true, "certificate": true, "version": true, "clock": true, "etcd": true, "record": true, "online": true, "deployment": true, "units": true, "policy": true, "placeholders": true}
-	f.eventually(20*time.Second, func() string { // the beat of before may still be what is known
+	f.eventually(soon, func() string { // the beat of before may still be what is known
 		all, _ := look()
 		fine := map[string]bool{}
 		for _, s := range all {
@@ -147,7 +146,7 @@ func TestDoctor(t *testing.T) {
 	})
 	f.exec(f.nodes["n1"], "sh", "-c", "systemd-run --wait --unit=doctor-test --property=CollectMode=inactive false || true")
 	defer f.exec(f.nodes["n1"], "systemctl", "reset-failed")
-	f.eventually(20*time.Second, func() string {
+	f.eventually(soon, func() string {
 		all, code := look()
 		for _, s := range all {
 			if s.Level == "problem" && s.About == "n1" && s.Check == "units" && strings.Contains(s.What, "doctor-test.service") && s.Do != "" && code == 1 {

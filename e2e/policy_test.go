@@ -55,7 +55,7 @@ func TestPolicyRefuses(t *testing.T) {
 		t.Fatalf("only %d hostile command lines", len(lines))
 	}
 	// What a node does by itself now and then would be on the list, too; at first that is the end of the enrolment.
-	f.eventually(30*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if state := f.property(node, "user@0.service", "ActiveState"); state != "inactive" {
 			return "root's session is " + state
 		}
@@ -66,6 +66,7 @@ func TestPolicyRefuses(t *testing.T) {
 	f.exec(node, "rm", "-rf", "/tmp/x")
 	started := func() int {
 		t.Helper()
+		f.exec(node, "journalctl", "--sync")
 		log := f.exec(node, "journalctl", "-b", "-o", "cat", "--no-pager", "_PID=1")
 		return strings.Count(log, "Started nix-infra-run-")
 	}
@@ -83,7 +84,7 @@ func TestPolicyRefuses(t *testing.T) {
 		if !ran {
 			t.Fatalf("uname ran, and is not on the list: %v", list.all()[before:])
 		}
-		f.eventually(10*time.Second, func() string { // systemd has what to do after the end of a unit
+		f.eventually(soon, func() string { // systemd has what to do after the end of a unit
 			if n := len(list.all()); n != before {
 				before = n
 				return "the node still works on what was allowed"

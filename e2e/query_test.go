@@ -62,7 +62,7 @@ func TestQueries(t *testing.T) {
   units."asked@.service".service = { ExecStart = "-/bin/cat"; StandardInput = "socket"; };`))
 	f.must("deploy", "n1", "--timeout", "60s", "--settle", "1s")
 	f.exec(node, "systemd-run", "--unit=broken", "/bin/sh", "-c", "exit 7")
-	f.eventually(20*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if state := f.property(node, "broken.service", "ActiveState"); state != "failed" {
 			return "broken.service is " + state
 		}
@@ -85,7 +85,7 @@ func TestQueries(t *testing.T) {
 		f := f.as(t)
 		// What questions took is given back.
 		pid := f.property(node, "nix-infra-agent.service", "MainPID")
-		f.eventually(90*time.Second, func() string {
+		f.eventually(soon, func() string {
 			line := f.exec(node, "grep", "VmRSS", "/proc/"+pid+"/status")
 			if kib, _ := strconv.Atoi(strings.Fields(line)[1]); kib > 12<<10 {
 				return "the agent has " + line
@@ -98,7 +98,7 @@ func TestQueries(t *testing.T) {
 func (f *fleet) queryUnits(node *lab.Node) {
 	t := f.t
 	// Units come and go: the two lists have to agree once.
-	f.eventually(30*time.Second, func() string {
+	f.eventually(soon, func() string {
 		var want []string
 		for line := range strings.Lines(f.exec(node, "systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "--full")) {
 			if w := strings.Fields(line); len(w) >= 4 {
@@ -294,7 +294,7 @@ func (f *fleet) queryStats(node *lab.Node) {
 	// A process that does nothing but count is the one with the most of the processor.
 	f.exec(node, "systemd-run", "--unit=counts", "/bin/sh", "-c", "while :; do :; done")
 	pid := f.property(node, "counts.service", "MainPID")
-	f.eventually(30*time.Second, func() string {
+	f.eventually(soon, func() string {
 		p := f.documents("stats", "n1", "--op", "processes")[0]["processes"].(map[string]any)
 		top, _ := p["by_cpu"].([]any)
 		for _, one := range top {
@@ -346,7 +346,7 @@ func TestFollowMerges(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		f.eventually(30*time.Second, func() string {
+		f.eventually(soon, func() string {
 			if strings.Count(out.String(), "before") < 2 {
 				return "what was there before is not shown: " + out.String() + errs.String()
 			}
@@ -357,7 +357,7 @@ func TestFollowMerges(t *testing.T) {
 	const count = 20
 	all := func(out *output) {
 		t.Helper()
-		f.eventually(30*time.Second, func() string {
+		f.eventually(soon, func() string {
 			if n := strings.Count(out.String(), "number"); n < count {
 				return fmt.Sprintf("%d of %d entries: %s", n, count, out)
 			}
@@ -411,7 +411,7 @@ func TestFollowMerges(t *testing.T) {
 		}
 	}
 	for _, n := range f.nodes {
-		f.eventually(15*time.Second, func() string {
+		f.eventually(atOnce, func() string {
 			if pids := followers(n); pids != "" {
 				return n.Name + " still follows: " + pids
 			}

@@ -26,11 +26,14 @@ type raw struct {
 	violations chan string
 }
 
+// dialTime is for a connection to the broker, and its greeting.
+const dialTime = 30 * time.Second
+
 // labDialer lets nats.go dial in the lab's network.
 type labDialer struct{ f *fleet }
 
 func (d labDialer) Dial(network, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(d.f.ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(d.f.ctx, dialTime)
 	defer cancel()
 	return d.f.lab.Dial(ctx, network, address)
 }
@@ -39,7 +42,7 @@ func (d labDialer) Dial(network, address string) (net.Conn, error) {
 func (f *fleet) raw(signer *protocol.Signer, inbox string) *raw {
 	f.t.Helper()
 	r := &raw{t: f.t, violations: make(chan string, 100)}
-	to := connect.To{URLs: []string{"tls://" + f.ctl.IP + ":4222"}, CA: f.ca(), Signer: signer, Name: "raw", InboxPrefix: inbox}
+	to := connect.To{URLs: []string{"tls://" + f.ctl.IP + ":4222"}, CA: f.ca(), Signer: signer, Name: "raw", InboxPrefix: inbox, Timeout: dialTime}
 	nc, err := to.Dial(nats.SetCustomDialer(labDialer{f}), nats.NoReconnect(), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		if errors.Is(err, nats.ErrPermissionViolation) {
 			r.violations <- err.Error()
@@ -64,7 +67,7 @@ func (r *raw) refused(what string, act func() error) {
 	}
 	select {
 	case <-r.violations:
-	case <-time.After(5 * time.Second):
+	case <-time.After(soon):
 		r.t.Errorf("%s: the broker lets it through", what)
 	}
 }

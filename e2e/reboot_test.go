@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
 )
@@ -62,7 +61,7 @@ func TestCoordinatedReboot(t *testing.T) {
 		if n == "n1" {
 			want = staged
 		}
-		s := f.waitState(n, 30*time.Second, "confirmed", func(s status) bool { return s.Online && s.State == "confirmed" })
+		s := f.waitState(n, soon, "confirmed", func(s status) bool { return s.Online && s.State == "confirmed" })
 		if f.running(node) != want || f.bootDefault(node) != want || s.Deployment != id {
 			t.Errorf("%s runs %s, want %s: %+v", n, f.running(node), want, s)
 		}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"strings"
 	"sync"
 	"testing"
@@ -11,7 +12,7 @@ import (
 	"github.com/nix-infra/nix-infra/e2e/lab"
 )
 
-// deadline is the time that the deploys of these tests give a node; it must be back within it + 10 s.
+// deadline is the time that those deploys give a node that only the timer takes back; it must be back within it + 10 s.
 const deadline = 12 * time.Second
 
 // proven gives the node a first configuration that works, and says which closure that is.
@@ -29,9 +30,9 @@ func (f *fleet) proven(names ...string) map[string]string {
 }
 
 // isBack checks that a node runs and boots its old closure, with its service, and says so.
-func (f *fleet) isBack(node *lab.Node, old string, since time.Time) status {
+func (f *fleet) isBack(node *lab.Node, old string) status {
 	f.t.Helper()
-	s := f.waitState(node.Name, time.Until(since.Add(deadline+10*time.Second)), "rolled back", func(s status) bool { return s.Online && s.State == "rolled-back" })
+	s := f.waitState(node.Name, soon, "rolled back", func(s status) bool { return s.Online && s.State == "rolled-back" })
 	if got := f.running(node); got != old || s.Closure != old {
 		f.t.Errorf("%s runs %s and says %s, want %s", node.Name, got, s.Closure, old)
 	}
@@ -47,8 +48,38 @@ func (f *fleet) isBack(node *lab.Node, old string, since time.Time) status {
 	return s
 }
 
+// wasInTime checks by a node's own journal that it went back within its deadline + 10 s: from when the timer was armed until
+// the old system was active again. A slow machine takes longer to build, and to tell.
+func (f *fleet) wasInTime(node *lab.Node) {
+	f.t.Helper()
+	var armed, back uint64 // microseconds
+	out := f.exec(node, "journalctl", "--no-pager", "-o", "json", "-u", "nix-infra-revert-*")
+	for line := range strings.Lines(out) {
+		var e struct {
+			Unit      string `json:"UNIT"`
+			Job       string `json:"JOB_TYPE"`
+			Result    string `json:"JOB_RESULT"`
+			Monotonic uint64 `json:"__MONOTONIC_TIMESTAMP,string"`
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			f.t.Fatalf("%s: %q: %v", node.Name, line, err)
+		}
+		switch {
+		case e.Job != "start" || e.Result != "done":
+		case strings.HasSuffix(e.Unit, ".timer"):
+			armed, back = e.Monotonic, 0
+		case strings.HasSuffix(e.Unit, ".service"):
+			back = e.Monotonic
+		}
+	}
+	took := time.Duration(back-armed) * time.Microsecond
+	if armed == 0 || back < armed || took > deadline+10*time.Second {
+		f.t.Errorf("%s was back after %s: %s", node.Name, took, out)
+	}
+}
+
 func (f *fleet) deployArgs(node string) []string {
-	return []string{"deploy", node, "--timeout", deadline.String(), "--settle", "1s", "--batch"}
+	return []string{"deploy", node, "--timeout", "60s", "--settle", "1s", "--batch"}
 }
 
 func TestRevertOnFailedUnit(t *testing.T) {
@@ -56,13 +87,12 @@ func TestRevertOnFailedUnit(t *testing.T) {
 	old := f.proven("n1", "n2")
 	f.write("nodes/n1.nix", service("bad", failing))
 	f.write("nodes/n2.nix", service("better", ""))
-	start := time.Now()
-	r := f.cli("deploy", "n1", "n2", "--timeout", deadline.String(), "--settle", "1s", "--batch")
+	r := f.cli("deploy", "n1", "n2", "--timeout", "60s", "--settle", "1s", "--batch")
 	if r.code != 1 || !strings.Contains(r.out+r.errOut, "broken.service") {
 		t.Fatalf("a deploy that fails on one of two nodes: %v", r)
 	}
-	f.isBack(f.nodes["n1"], old["n1"], start)
-	s := f.waitState("n1", 15*time.Second, "without failed units", func(s status) bool { return s.Serial == 2 && len(s.FailedUnits) == 0 })
+	f.isBack(f.nodes["n1"], old["n1"])
+	s := f.waitState("n1", soon, "without failed units", func(s status) bool { return s.Serial == 2 && len(s.FailedUnits) == 0 })
 	if s := f.status()["n2"]; s.State != "confirmed" || s.Closure == old["n2"] {
 		t.Errorf("n2 should run the new system: %+v", s)
 	}
@@ -86,22 +116,22 @@ func TestRevertOnLostNetwork(t *testing.T) {
 	f := newFleet(t, "n1")
 	old := f.proven("n1")
 	f.write("nodes/n1.nix", service("cut off", `firewall = "table inet f { chain i { type filter hook input priority 0; policy drop; }; chain o { type filter hook output priority 0; policy drop; }; }";`))
-	start := time.Now()
-	if r := f.cli(f.deployArgs("n1")...); r.code != 1 {
+	if r := f.cli("deploy", "n1", "--timeout", deadline.String(), "--settle", "1s", "--batch"); r.code != 1 {
 		t.Errorf("a deploy that cuts the network: %v", r)
 	}
-	f.isBack(f.nodes["n1"], old["n1"], start)
+	f.isBack(f.nodes["n1"], old["n1"])
+	f.wasInTime(f.nodes["n1"])
 }
 
 func TestRevertOnHungActivation(t *testing.T) {
 	f := newFleet(t, "n1")
 	old := f.proven("n1")
 	f.write("nodes/n1.nix", service("hangs", `activationScript = "echo hanging; sleep 3600";`))
-	start := time.Now()
-	if r := f.cli(f.deployArgs("n1")...); r.code != 1 {
+	if r := f.cli("deploy", "n1", "--timeout", deadline.String(), "--settle", "1s", "--batch"); r.code != 1 {
 		t.Errorf("a deploy whose activation hangs: %v", r)
 	}
-	f.isBack(f.nodes["n1"], old["n1"], start)
+	f.isBack(f.nodes["n1"], old["n1"])
+	f.wasInTime(f.nodes["n1"])
 }
 
 // The node loses its power between activation and confirmation.
@@ -111,18 +141,17 @@ func TestRevertOnPowerCut(t *testing.T) {
 	// Activation is done and the checks wait for the units to settle: that is where the power goes.
 	f.write("nodes/n1.nix", service("unproven", ""))
 	f.must("deploy", "n1", "--timeout", "60s", "--settle", "50s", "--batch", "--detach")
-	f.waitState("n1", 30*time.Second, "checking", func(s status) bool { return s.State == "checking" })
+	f.waitState("n1", soon, "checking", func(s status) bool { return s.State == "checking" })
 	if f.running(node) == old["n1"] {
 		t.Fatal("checking, and the new system does not run")
 	}
 	if err := node.Kill(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	start := time.Now()
 	if err := node.Boot(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	s := f.isBack(node, old["n1"], start)
+	s := f.isBack(node, old["n1"])
 	if !strings.Contains(s.Reason, "reboot") {
 		t.Errorf("the reason does not tell of the reboot: %q", s.Reason)
 	}
@@ -198,22 +227,20 @@ type crashing struct {
 }
 
 // deploy deploys, and returns once the agent has died at a step.
-func (c *crashing) deploy(step, more string, flags ...string) (deployed time.Time) {
+func (c *crashing) deploy(step, more string, flags ...string) {
 	c.t.Helper()
 	c.write("nodes/"+c.node.Name+".nix", service(c.t.Name(), c.unit+more))
 	c.exec(c.node, "rm", "-f", "/run/crashed")
 	if err := c.node.WriteFile("/run/crash-at", []byte(step), 0o644); err != nil {
 		c.t.Fatal(err)
 	}
-	deployed = time.Now()
 	c.must(append([]string{"deploy", c.node.Name, "--batch", "--detach"}, flags...)...)
-	c.eventually(30*time.Second, func() string {
+	c.eventually(soon, func() string {
 		if _, err := c.node.ReadFile("/run/crashed"); err != nil {
 			return "the agent did not reach step " + step
 		}
 		return ""
 	})
-	return deployed
 }
 
 func (c *crashing) bad(step string) {
@@ -223,28 +250,29 @@ func (c *crashing) bad(step string) {
     service = { Type = "exec"; ExecStart = "/bin/sh -c 'sleep 1; exit 7'"; };
   };`
 	old := c.running(c.node)
-	start := c.deploy(step, failsLater, "--timeout", deadline.String(), "--settle", "3s")
-	c.isBack(c.node, old, start.Add(5*time.Second)) // building is not part of the deadline
+	c.deploy(step, failsLater, "--timeout", deadline.String(), "--settle", "3s")
+	c.isBack(c.node, old)
 }
 
 func (c *crashing) dead(step string) {
 	old := c.running(c.node)
 	c.exec(c.node, "touch", "/run/crash-stay")
-	start := c.deploy(step, "", "--timeout", deadline.String(), "--settle", "1s")
-	c.eventually(time.Until(start.Add(5*time.Second+deadline+10*time.Second)), func() string {
+	c.deploy(step, "", "--timeout", deadline.String(), "--settle", "1s")
+	c.eventually(soon, func() string {
 		if got := c.running(c.node); got != old {
 			return "the node runs " + got
 		}
 		return ""
 	})
 	c.exec(c.node, "rm", "/run/crash-stay")
-	c.isBack(c.node, old, time.Now())
+	c.isBack(c.node, old)
+	c.wasInTime(c.node)
 }
 
 func (c *crashing) good(step string) {
 	old, before := c.running(c.node), c.status()[c.node.Name].Serial
 	c.deploy(step, "", "--timeout", "60s", "--settle", "1s")
-	s := c.waitState(c.node.Name, 40*time.Second, "confirmed", func(s status) bool { return s.State == "confirmed" && s.Serial == before+1 })
+	s := c.waitState(c.node.Name, soon, "confirmed", func(s status) bool { return s.State == "confirmed" && s.Serial == before+1 })
 	if s.Closure == old || s.Closure != c.running(c.node) || s.Closure != c.bootDefault(c.node) {
 		c.t.Errorf("%+v; runs %s", s, c.running(c.node))
 	}

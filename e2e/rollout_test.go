@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
 )
@@ -36,7 +35,7 @@ func (f *fleet) rollout(id string) rollout {
 func (f *fleet) waitRollout(id, state string) rollout {
 	f.t.Helper()
 	var last rollout
-	f.eventually(60*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if last = f.rollout(id); last.State == state {
 			return ""
 		}
@@ -135,7 +134,7 @@ func (f *fleet) rolled(configurations map[string]string, flags ...string) result
 	for n, text := range configurations {
 		f.write("nodes/"+n+".nix", text)
 	}
-	return f.cli(append([]string{"deploy", "all", "--timeout", "30s", "--settle", "1s"}, flags...)...)
+	return f.cli(append([]string{"deploy", "all", "--timeout", "60s", "--settle", "1s"}, flags...)...)
 }
 
 // TestCanaryStops: a system that does not hold reaches the canary, and nobody else hears of it.
@@ -152,7 +151,7 @@ func TestCanaryStops(t *testing.T) {
 	if r.code != 1 || !strings.Contains(r.out+r.errOut, "broken.service") {
 		t.Errorf("a deploy that stops at its canary: %v", r)
 	}
-	f.isBack(f.nodes["n1"], old["n1"], time.Now())
+	f.isBack(f.nodes["n1"], old["n1"])
 	if got := f.rollout(id); got.State != "stopped" || got.Released != 1 || got.Failures != 1 {
 		t.Errorf("%+v", got)
 	}
@@ -164,7 +163,7 @@ func TestCanaryStops(t *testing.T) {
 	}
 	// What was held back is not kept from the next one.
 	f.write("nodes/n2.nix", service("good again", ""))
-	f.must("deploy", "n2", "--timeout", "30s", "--settle", "1s")
+	f.must("deploy", "n2", "--timeout", "60s", "--settle", "1s")
 	if f.running(f.nodes["n2"]) == old["n2"] {
 		t.Error("n2 does not run what was deployed after a rollout that stopped")
 	}
@@ -216,7 +215,7 @@ func TestMaxFailuresRollsBack(t *testing.T) {
 	if got.Released != 3 || got.Failures != 2 || got.Back == "" {
 		t.Errorf("%+v", got)
 	}
-	n1 := f.waitState("n1", 30*time.Second, "back", func(s status) bool { return s.State == "confirmed" && s.Deployment == got.Back })
+	n1 := f.waitState("n1", soon, "back", func(s status) bool { return s.State == "confirmed" && s.Deployment == got.Back })
 	if n1.Closure != old["n1"] || f.running(f.nodes["n1"]) != old["n1"] || f.bootDefault(f.nodes["n1"]) != old["n1"] {
 		t.Errorf("n1 should have gone back to %s: %+v", old["n1"], n1)
 	}
@@ -224,7 +223,7 @@ func TestMaxFailuresRollsBack(t *testing.T) {
 		t.Errorf("n1 never had it: %s", log)
 	}
 	for _, n := range []string{"n2", "n3"} { // went back by themselves, and are not told to once more
-		f.isBack(f.nodes[n], old[n], time.Now())
+		f.isBack(f.nodes[n], old[n])
 		if f.knows(f.nodes[n], got.Back) {
 			t.Errorf("%s was told to go back, and had by itself", n)
 		}
@@ -239,8 +238,8 @@ func TestPauseResumeAbort(t *testing.T) {
 	old := f.proven(names...)
 	pid := f.mainPID(f.nodes["n3"])
 	configurations := map[string]string{}
-	for _, n := range names { // long enough to be steered in the middle of
-		configurations[n] = service("steered", `buildScript = "sleep 5";`)
+	for _, n := range names {
+		configurations[n] = service("steered", held)
 	}
 	if r := f.rolled(configurations, "--batch=1", "--detach"); r.code != 0 {
 		t.Fatal(r)
@@ -248,9 +247,10 @@ func TestPauseResumeAbort(t *testing.T) {
 	id := f.latest()
 	during := func(node, verb string) {
 		t.Helper()
-		f.waitState(node, 30*time.Second, "building", func(s status) bool { return s.Deployment == id && s.State == "building" })
+		f.waitState(node, soon, "building", func(s status) bool { return s.Deployment == id && s.State == "building" })
 		f.must("rollout", verb, id)
-		f.waitState(node, 30*time.Second, "confirmed", func(s status) bool { return s.Deployment == id && s.State == "confirmed" })
+		f.release(node)
+		f.waitState(node, soon, "confirmed", func(s status) bool { return s.Deployment == id && s.State == "confirmed" })
 		if f.running(f.nodes[node]) == old[node] {
 			t.Errorf("%s, which had begun, does not run it", node)
 		}
@@ -273,7 +273,7 @@ func TestPauseResumeAbort(t *testing.T) {
 	f.untouched(f.nodes["n3"], old["n3"], pid, id)
 	// n3 takes the next one, and never had the one before.
 	f.write("nodes/n3.nix", service("after all", ""))
-	f.must("deploy", "n3", "--timeout", "30s", "--settle", "1s")
+	f.must("deploy", "n3", "--timeout", "60s", "--settle", "1s")
 	if f.knows(f.nodes["n3"], id) {
 		t.Error("n3 was given what was aborted")
 	}

@@ -22,7 +22,7 @@ func TestRunOnNode(t *testing.T) {
 	if err := f.ctl.CopyTo(binary, "/root/run.test", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	out, err := f.ctl.Exec(f.ctx, "env", "NIX_INFRA_TEST_NODE=1", "/root/run.test", "-test.v", "-test.run", "^TestNode", "-test.timeout", "3m")
+	out, err := f.ctl.Exec(f.ctx, "env", "NIX_INFRA_TEST_NODE=1", "/root/run.test", "-test.v", "-test.run", "^TestNode", "-test.timeout", "6m")
 	t.Logf("%s", out)
 	if err != nil {
 		t.Error(err)

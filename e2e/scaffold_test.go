@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nix-infra/nix-infra/e2e/lab"
 	"github.com/nix-infra/nix-infra/e2e/testos"
@@ -57,10 +56,16 @@ func (f *fleet) deploy(names ...string) {
 	f.must(append([]string{"deploy", "--timeout", "60s", "--settle", "1s", "--batch"}, names...)...)
 }
 
-// hello is what the app says on its node.
+// hello is what the app says on its node. Its unit counts as started a moment before it listens.
 func (f *fleet) hello(n *lab.Node, port int) string {
 	f.t.Helper()
-	return f.exec(n, "curl", "-sS", "--fail", "--max-time", "5", fmt.Sprintf("http://%s:%d/", n.IP, port))
+	return f.get(n, fmt.Sprintf("http://%s:%d/", n.IP, port))
+}
+
+// get asks a server of which the node knows, and for which it waits until it listens.
+func (f *fleet) get(n *lab.Node, url string) string {
+	f.t.Helper()
+	return f.exec(n, "curl", "-sS", "--fail", "--max-time", "60", "--retry", "60", "--retry-delay", "1", "--retry-connrefused", url)
 }
 
 // fromStore wants the node's agent to be the one of its system.
@@ -73,9 +78,7 @@ func (f *fleet) fromStore(n *lab.Node, unit, when string) {
 
 func (f *fleet) scaffoldDeploys(node *lab.Node) {
 	t := f.t
-	if !f.reaches(node, 22) {
-		t.Fatal("port 22 can't be reached before anything is deployed")
-	}
+	f.opens(node, 22) // as long as nothing is deployed
 	f.deploy("node001")
 	s := f.status()["node001"]
 	if s.State != "confirmed" || s.Closure != f.running(node) || s.Closure != f.bootDefault(node) {
@@ -98,9 +101,8 @@ func (f *fleet) scaffoldDeploys(node *lab.Node) {
 	if err := node.Reboot(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	f.waitState("node001", 30*time.Second, "online again", func(s status) bool {
-		return s.Online && time.Since(s.LastSeen) < 5*time.Second && s.State == "confirmed"
-	})
+	f.answers("node001")
+	f.waitState("node001", soon, "online again", func(s status) bool { return s.Online && s.State == "confirmed" })
 	f.fromStore(node, "nix-infra-agent.service", "after a boot")
 	f.isClosed(node, "after a boot")
 	if got := f.hello(node, 8080); got != "the first message" {
@@ -214,7 +216,7 @@ func (f *fleet) scaffoldUpgrades(node *lab.Node) {
 	f.forward("node001", map[int]int{17122: 22})
 	f.must("enroll", "node001", "--ssh", "root@127.0.0.1:17122", "--ssh-key", filepath.Join(f.project, "ssh/nixinfra"), "--agent-binary", programs.next, "--batch")
 	f.deploy("node001")
-	f.waitState("node001", 30*time.Second, "of the next version", func(s status) bool { return s.Agent == "next" && s.State == "confirmed" })
+	f.waitState("node001", soon, "of the next version", func(s status) bool { return s.Agent == "next" && s.State == "confirmed" })
 	f.fromStore(node, "nix-infra-agent.service", "after an upgrade")
 	if f.hello(node, 8080) == "" {
 		t.Error("hello is gone")
@@ -243,7 +245,7 @@ func (f *fleet) scaffoldBuiltElsewhere() {
 	if r := deploy(filepath.Join(programs.dir, "nix-infra-agent")); r.code != 0 {
 		t.Fatalf("with the node's own: %v", r)
 	}
-	if f.running(node) == before || f.exec(node, "curl", "-sS", "--fail", "--max-time", "5", "http://127.0.0.1:8082/") != "hello from testnode001" {
+	if f.running(node) == before || f.get(node, "http://127.0.0.1:8082/") != "hello from testnode001" {
 		t.Error("what was built elsewhere does not run")
 	}
 	f.fromStore(node, "nix-infra-agent.service", "built elsewhere")
@@ -258,7 +260,7 @@ func (f *fleet) scaffoldController() {
 	if err := f.ctl.Reboot(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	f.waitState("ctl", 60*time.Second, "online again", func(s status) bool { return s.Online && time.Since(s.LastSeen) < 5*time.Second })
+	f.answers("ctl")
 	f.fromStore(f.ctl, unit, "after a boot")
 	f.fromStore(f.ctl, "nix-infra-agent.service", "after a boot")
 	if user := f.exec(f.ctl, "ps", "-o", "user:32=", "-p", f.property(f.ctl, unit, "MainPID")); user != "nix-infra-controller" {
@@ -267,10 +269,5 @@ func (f *fleet) scaffoldController() {
 	if f.reaches(f.ctl, 22) {
 		t.Error("the controller's port 22 is open")
 	}
-	f.eventually(30*time.Second, func() string { // it comes back by itself, at a time of its own
-		if r := f.cli("ping", "node001"); r.code != 0 {
-			return r.String()
-		}
-		return ""
-	})
+	f.answers("node001") // it comes back by itself, at a time of its own
 }

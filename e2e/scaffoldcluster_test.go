@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestScaffoldCluster: the cluster that init writes has an etcd that only machines with a certificate reach, in which what runs
@@ -34,7 +33,7 @@ func TestScaffoldCluster(t *testing.T) {
 	const instance = `/cluster/backends/hello/instances/worker001` + "\n" + `{"node":"worker001","ipv4":"10.10.1.0","port":8080}` + "\n"
 	registered := func(want bool) {
 		t.Helper()
-		f.eventually(20*time.Second, func() string {
+		f.eventually(soon, func() string {
 			if got := keys(); strings.Contains(got, instance) != want {
 				return fmt.Sprintf("registered should be %v: %s", want, got)
 			}
@@ -50,14 +49,14 @@ func TestScaffoldCluster(t *testing.T) {
 	f.must("exec", "worker001", "--", "systemctl", "start", "hello.service")
 	registered(true)
 
-	if out, err := worker.Exec(f.ctx, "curl", "-sS", "--insecure", "--max-time", "5", "https://"+etcd.IP+":2379/version"); err == nil || !strings.Contains(string(out), "certificate required") {
+	if out, err := worker.Exec(f.ctx, "curl", "-sS", "--insecure", "--max-time", "60", "https://"+etcd.IP+":2379/version"); err == nil || !strings.Contains(string(out), "certificate required") {
 		t.Errorf("etcd answers who has no certificate: %v, %s", err, out)
 	}
 
 	// HAProxy is there before anything is, and ends as told.
-	f.exec(worker, "curl", "-sS", "--fail", "--max-time", "5", "http://127.0.0.1:8404/")
+	f.get(worker, "http://127.0.0.1:8404/")
 	f.exec(worker, "systemctl", "reload", "mesh-haproxy.service")
-	f.exec(worker, "curl", "-sS", "--fail", "--max-time", "5", "http://127.0.0.1:8404/")
+	f.get(worker, "http://127.0.0.1:8404/")
 	f.exec(worker, "systemctl", "stop", "mesh-haproxy.service")
 	if state := f.property(worker, "mesh-haproxy.service", "ActiveState"); state != "inactive" {
 		t.Errorf("HAProxy, stopped, is %s", state)

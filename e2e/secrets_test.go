@@ -111,7 +111,7 @@ func (f *fleet) digest(unit string) string {
 func (f *fleet) loaded(unit, value string) {
 	f.t.Helper()
 	want := fmt.Sprintf("%x", sha256.Sum256([]byte(value)))
-	f.eventually(25*time.Second, func() string {
+	f.eventually(soon, func() string {
 		if got := f.digest(unit); got != want {
 			return fmt.Sprintf("%s has not loaded %q (digest %s)", unit, value, got)
 		}
@@ -146,7 +146,8 @@ func TestSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.loaded("teller", "one")
-	f.eventually(10*time.Second, func() string {
+	f.answers("n1")
+	f.eventually(soon, func() string {
 		if _, err := node.Exec(f.ctx, "test", "-s", "/run/keys/site.netrc"); err != nil {
 			return "what builds need was not brought again"
 		}
@@ -199,7 +200,7 @@ func TestSecrets(t *testing.T) {
 	f.exec(node, "systemctl", "stop", "nix-infra-agent.service")
 	f.loaded("teller", "two")
 	f.exec(node, "systemctl", "start", "nix-infra-agent.service")
-	f.waitState("n1", 20*time.Second, "rolled back", func(s status) bool { return s.Online && s.State == "rolled-back" })
+	f.waitState("n1", soon, "rolled back", func(s status) bool { return s.Online && s.State == "rolled-back" })
 	f.loaded("teller", "two")
 
 	f.must("deploy", "n1", "--timeout", "60s", "--settle", "50s", "--batch", "--detach")
@@ -208,7 +209,7 @@ func TestSecrets(t *testing.T) {
 	if got := f.digest("teller"); got != fmt.Sprintf("%x", sha256.Sum256([]byte("two"))) {
 		t.Errorf("booted with another secret than the system was proven with: %s", got)
 	}
-	f.waitState("n1", 20*time.Second, "rolled back", func(s status) bool { return s.Online && s.State == "rolled-back" })
+	f.waitState("n1", soon, "rolled back", func(s status) bool { return s.Online && s.State == "rolled-back" })
 	f.loaded("teller", "two")
 }
 
@@ -275,7 +276,7 @@ func TestRekey(t *testing.T) {
 	if left := f.exec(node, "find", agentDir, "-name", "*.new"); left != "" {
 		t.Errorf("it left %s", left)
 	}
-	f.waitState("n1", 20*time.Second, "back", func(s status) bool { return s.Online })
+	f.waitState("n1", soon, "back", func(s status) bool { return s.Online })
 	if f.runs("teller") != teller {
 		t.Error("a service was restarted for it")
 	}

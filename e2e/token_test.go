@@ -93,7 +93,7 @@ func TestEnrollToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := thief.Request(protocol.UpSubject("n1", protocol.UpJoin), protocol.Encode(message), 10*time.Second)
+	m, err := thief.Request(protocol.UpSubject("n1", protocol.UpJoin), protocol.Encode(message), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestBehindNAT(t *testing.T) {
 		f.boots(n, f.token(n.Name, "--cloud-init")+"\n")
 	}
 	for _, n := range []*lab.Node{nat, only443} {
-		f.eventually(time.Minute, func() string {
+		f.eventually(soon, func() string {
 			out := f.must("enroll", "--pending", "--json").out
 			if !strings.Contains(out, fmt.Sprintf(`"node":%q,"state":"asks"`, n.Name)) {
 				return n.Name + " asks: " + out

@@ -84,7 +84,7 @@ func (f *fleet) forward(node string, ports map[int]int) *exec.Cmd {
 			f.t.Errorf("port-forward: %v: %s", err, out)
 		}
 	})
-	f.eventually(30*time.Second, func() string {
+	f.eventually(soon, func() string {
 		for local := range ports {
 			if !strings.Contains(out.String(), fmt.Sprint(local)) {
 				return "port-forward says " + out.String()
