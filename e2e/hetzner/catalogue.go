@@ -48,7 +48,7 @@ func soldOut(t schema.ServerType, at string) schema.ServerType {
 }
 
 // past and future are when something is made no more.
-var past, future = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2126, 1, 1, 0, 0, 0, 0, time.UTC)
+var past, future = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2126, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func deprecated(t schema.ServerType, from time.Time) schema.ServerType {
 	t.Deprecation = &schema.DeprecationInfo{Announced: from.AddDate(0, -3, 0), UnavailableAfter: from}

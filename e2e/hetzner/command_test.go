@@ -15,6 +15,7 @@ import (
 	"github.com/nix-infra/nix-infra/cli"
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/provision"
+	"github.com/nix-infra/nix-infra/cli/provision/sshtest"
 	"github.com/nix-infra/nix-infra/e2e/hetzner"
 )
 
@@ -139,6 +140,22 @@ func TestProvisionCommand(t *testing.T) {
 	if hosts, err := os.ReadFile(filepath.Join(d.dir, "nix-infra/known_hosts")); string(hosts) != "n9@nix-infra ssh-ed25519 BBBB\n" {
 		t.Errorf("pinned are %s, %v", hosts, err)
 	}
+}
+
+// TestNoController: where the machine that is to be the controller can't be made, the others are not kept waiting for it.
+func TestNoController(t *testing.T) {
+	d := newDesk(t, hetzner.Options{})
+	must(t, os.RemoveAll(filepath.Join(d.dir, "ssh")))
+	d.env = append(d.env, "SECRETS_PASS=a password")
+	d.run(0, []string{"init"})
+	web1 := sshtest.Start(t)
+	web1.Runs(t, "ID=nixos\n")
+	web1.NixOS(t)
+	d.write("servers.yaml", "servers:\n  ctl: { provider: hetzner, ssh_key: ssh/nixinfra }\n  web1: { ip: 127.0.0.1, ssh_key: "+web1.KeyFile+" }\n")
+	d.write("nix-infra.yaml", "fleet: home\ncontrollers: []\nnodes: { web1: { ssh: \""+web1.Address+"\" } }\n")
+	d.fake.Fail(hetzner.Fault{Method: "POST", Path: "/v1/servers", Status: 412, Code: "resource_unavailable", Message: "error during placement"})
+	d.run(1, []string{"provision", "ctl", "web1", "--method", "none", "--no-deploy", "--batch"},
+		"ctl: failed: create: hetzner: ctl: error during placement", "web1: failed: agent: ctl did not become the controller", "2 machines are not in")
 }
 
 // TestHybrid: of what is in servers.yaml, some machines are their owner's, and some Hetzner's, each with its key.
