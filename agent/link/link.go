@@ -58,6 +58,7 @@ type Options struct {
 	Account   func(token string)  // an account JWT from a controller, unverified; it must not block
 	Connected func()              // a connection is up and subscribed; it must not block
 	Backoff   Backoff             // zero: DefaultBackoff
+	Patience  time.Duration       // for one answer of a controller; 0: 15 s
 }
 
 // Link is safe for concurrent use.
@@ -83,6 +84,9 @@ type event struct {
 func New(o Options) *Link {
 	if o.Backoff == (Backoff{}) {
 		o.Backoff = DefaultBackoff
+	}
+	if o.Patience == 0 {
+		o.Patience = 15 * time.Second
 	}
 	return &Link{o: o, node: o.Machine.Name, since: time.Now(),
 		events: make(chan event, queuedEvents), looks: make(chan *nats.Msg, queuedLooks)}

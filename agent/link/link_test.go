@@ -36,7 +36,7 @@ type node struct {
 func start(t *testing.T, m *machine.Machine) *node {
 	t.Helper()
 	n := &node{requests: make(chan *nats.Msg, 16)}
-	n.Link = link.New(link.Options{Machine: m, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Backoff: quick, Requests: n.requests,
+	n.Link = link.New(link.Options{Machine: m, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Backoff: quick, Patience: time.Minute, Requests: n.requests,
 		Connected: func() { n.connected.Add(1) },
 		Look:      func(l protocol.Look) { n.mu.Lock(); n.looks = append(n.looks, l); n.mu.Unlock() },
 		Account:   func(s string) { n.mu.Lock(); n.accounts = append(n.accounts, s); n.mu.Unlock() },

@@ -14,13 +14,8 @@ import (
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
-const (
-	// answerTimeout is for one answer of a controller.
-	answerTimeout = 15 * time.Second
-
-	// maxBlob bounds a blob's zstd form: what does not compress grows a little.
-	maxBlob = protocol.MaxFileSize + protocol.MaxFileSize/64 + 64<<10
-)
+// maxBlob bounds a blob's zstd form: what does not compress grows a little.
+const maxBlob = protocol.MaxFileSize + protocol.MaxFileSize/64 + 64<<10
 
 // Beat publishes a heartbeat.
 func (l *Link) Beat(b protocol.Beat) error {
@@ -164,7 +159,7 @@ func (l *Link) Audit(ctx context.Context, records [][]byte) error {
 	m := nats.NewMsg(protocol.UpSubject(l.node, protocol.UpAudit))
 	m.Data = protocol.JoinRecords(records)
 	m.Header.Set(nats.MsgIdHdr, l.node+"."+protocol.Digest(m.Data))
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, l.o.Patience)
 	defer cancel()
 	ack, err := nc.RequestMsgWithContext(ctx, m)
 	if err != nil {
@@ -199,7 +194,7 @@ func (l *Link) ask(ctx context.Context, what string, query any) (json.RawMessage
 }
 
 func (l *Link) askOn(ctx context.Context, nc *nats.Conn, what string, query any) (json.RawMessage, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, l.o.Patience)
 	defer cancel()
 	m, err := nc.RequestWithContext(ctx, protocol.UpSubject(l.node, what), protocol.Encode(query))
 	if errors.Is(err, nats.ErrNoResponders) {
