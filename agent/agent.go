@@ -119,7 +119,9 @@ type agent struct {
 
 	mu     sync.Mutex
 	issued accountStamp
-	status string // last told to the service manager
+
+	telling sync.Mutex
+	status  string // last told to the service manager
 }
 
 // Run is an agent until ctx ends, or the node's keys were replaced: the next one has those. A machine that is not enrolled is machine.ErrNotEnrolled.

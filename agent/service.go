@@ -58,17 +58,15 @@ func (a *agent) check() error {
 	return nil
 }
 
-// tellStatus gives `systemctl status` a line, where it is another one than before.
+// tellStatus gives `systemctl status` a line, where it is another one than before. No line is overtaken by an older one.
 func (a *agent) tellStatus() {
 	if a.o.Notify == nil {
 		return
 	}
-	line := "STATUS=" + a.statusLine()
-	a.mu.Lock()
-	same := a.status == line
-	a.status = line
-	a.mu.Unlock()
-	if !same {
+	a.telling.Lock()
+	defer a.telling.Unlock()
+	if line := "STATUS=" + a.statusLine(); line != a.status {
+		a.status = line
 		a.o.Notify(line)
 	}
 }
