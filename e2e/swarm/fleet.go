@@ -27,7 +27,7 @@ import (
 const (
 	password     = "swarm"
 	credentials  = "admin.creds"
-	readyWithin  = 30 * time.Second
+	readyWithin  = 2 * time.Minute
 	onlineWithin = 5 * time.Minute
 	enrolling    = 16 // nodes at once
 )
