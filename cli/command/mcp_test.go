@@ -30,6 +30,7 @@ type person struct {
 	says      mcpgo.ElicitationResponseAction
 	asked     string
 	meanwhile func() // what happens before the answer; nil: nothing
+	then      func() // what happens after it, before anything is done
 }
 
 func (p *person) Elicit(_ context.Context, r mcpgo.ElicitationRequest) (*mcpgo.ElicitationResult, error) {
@@ -60,7 +61,15 @@ func (s *shell) assistant(creds string, p *person, allow ...string) *assistant {
 	}
 	as := &assistant{t: s.t, log: &bytes.Buffer{}}
 	server := mcp.New(mcp.Options{Name: "test", Version: "1", ReadOnly: len(allow) == 0, Allow: allow, Caller: caller, Log: slog.New(slog.NewTextHandler(as.log, nil))})
-	tools := mcpfleet.Add(server, a.mcpHost(), true)
+	host := a.mcpHost()
+	run := host.Run
+	host.Run = func(ctx context.Context, creds string, args ...string) mcpfleet.Outcome {
+		if p != nil && p.then != nil && args[0] != "diff" {
+			p.then()
+		}
+		return run(ctx, creds, args...)
+	}
+	tools := mcpfleet.Add(server, host, true)
 	s.t.Cleanup(tools.Close)
 	var options []client.ClientOption
 	var way []transport.InProcessOption

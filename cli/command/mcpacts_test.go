@@ -2,11 +2,14 @@ package command
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	mcpgo "github.com/mark3labs/mcp-go/mcp"
 
+	"github.com/nix-infra/nix-infra/cli/client/fleettest"
 	mcpfleet "github.com/nix-infra/nix-infra/cli/mcp/fleet"
 	"github.com/nix-infra/nix-infra/protocol"
 )
@@ -47,17 +50,23 @@ func TestMCPActs(t *testing.T) {
 
 	yes := &person{says: mcpgo.ElicitationResponseActionAccept}
 	a := s.assistant(deployer, yes, mcpfleet.Allowable...)
-	a.must("deploy", in{"target": "web*", "canary": "1"}, `"event":"deployment"`)
+	// acts does something, and waits until the nodes have done it: what is asked about nodes that are at something is soon no more as it was.
+	acts := func(tool string, inputs in, says ...string) {
+		t.Helper()
+		a.must(tool, inputs, says...)
+		settled(t, f)
+	}
+	acts("deploy", in{"target": "web*", "canary": "1"}, `"event":"deployment"`)
 	if d := f.Deployments(); len(d) != 1 || d[0].By != "dora" || d[0].Strategy.Canary != "1" {
 		t.Errorf("%+v", d)
 	}
 	s.write("configuration.nix", "{ changed = true; }\n")
-	a.must("deploy", in{"target": "web1"})
+	acts("deploy", in{"target": "web1"})
 	if !strings.Contains(yes.asked, "would change 1 file") || !strings.Contains(yes.asked, "configuration.nix") {
 		t.Errorf("asked %q", yes.asked)
 	}
-	a.must("rollback", in{"target": "web1"})
-	a.must("reboot", in{"target": "web2"})
+	acts("rollback", in{"target": "web1"})
+	acts("reboot", in{"target": "web2"})
 	if deployments() != 4 {
 		t.Errorf("%d deployments", deployments())
 	}
@@ -77,10 +86,26 @@ func TestMCPActs(t *testing.T) {
 	a.refused("action", in{"target": "web3", "module": "db", "words": "status; id"}, "there is no shell here")
 }
 
+// settled waits until all deployments have ended.
+func settled(t *testing.T, f *fleettest.Fleet) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		going := slices.DeleteFunc(f.Deployments(), func(d protocol.Deployment) bool { return d.Rollout.State.Ended() })
+		if len(going) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a deployment does not end: %+v", going[0])
+		}
+	}
+}
+
 // What was shown is what is done: where the project or the fleet became another one before the answer, nothing is.
 func TestMCPActsOnWhatWasShown(t *testing.T) {
 	s, f, _ := mcpFleet(t)
 	f.Add("web1")
+	const closure = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-system"
+	f.Change("web1", func(n *protocol.NodeState) { n.Beat.Closure = closure })
 	s.write("configuration.nix", "{ a = 1; }\n")
 	s.write("app_modules/db/action.sh", "echo one\n")
 	s.pipe("one", "secrets", "store", "token")
@@ -114,6 +139,25 @@ func TestMCPActsOnWhatWasShown(t *testing.T) {
 		t.Errorf("%d deployments", len(f.Deployments()))
 	}
 	s.expect(Refused, "is not what --expect says", "action", "web1", "--app-module", "db", "--expect", protocol.Digest([]byte("echo one\n")), "--cmd", "status")
+	// The same holds for what becomes another one after the answer, before anything is done.
 	yes.meanwhile = nil
+	const late = "is not what --expect says"
+	runs := func() { f.Change("web1", func(n *protocol.NodeState) { n.Beat.Closure += "-by-hand" }) }
+	for tool, then := range map[string]func(){"deploy": func() { s.write("configuration.nix", "{ }\n") }, "action": func() { s.write("app_modules/db/action.sh", "echo three\n") }, "rollback": runs, "reboot": runs} {
+		yes.then = then
+		a.refused(tool, map[string]in{"deploy": deploy, "action": {"target": "web1", "module": "db", "words": "status"}, "rollback": {"target": "web1"}, "reboot": {"target": "web1"}}[tool], late)
+	}
+	yes.then = nil
+	if len(f.Deployments()) != 0 {
+		t.Errorf("%d deployments", len(f.Deployments()))
+	}
+	f.Change("web1", func(n *protocol.NodeState) { n.Beat.Closure = closure })
+	f.Register("gone")
+	for _, command := range []string{"rollback", "reboot"} {
+		s.expect(Refused, "web1 runs "+closure+", which "+late, command, "web1", "--expect", closure+"-other")
+		s.expect(Refused, "what gone runs is not known", command, "gone", "--expect", closure)
+	}
+	s.must("rollback", "web1", "--expect", closure+"-other,"+closure)
+	s.must("reboot", "web1", "--expect", f.Record("web1").Beat.Closure)
 	a.must("deploy", deploy)
 }

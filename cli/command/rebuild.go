@@ -43,7 +43,7 @@ func (a *app) rebuildNodes(ctx context.Context, selectors []string, r rebuild) e
 		a.note("nixos-rebuild switch --rollback is nix-infra rollback here: each node goes back to what it proved before, and proves it again")
 		flags := rolloutFlags{back: true}
 		flags.register(pflag.NewFlagSet("", pflag.ContinueOnError), new(bool))
-		return a.orderNodes(ctx, selectors, protocol.Switch, &flags, rollbackTo(protocol.Rollback{}))
+		return a.orderNodes(ctx, selectors, protocol.Switch, &flags, rollbackTo(protocol.Rollback{}), nil)
 	}
 	a.note("nixos-rebuild switch is nix-infra deploy here: each node gets its files, builds, and proves the system or goes back")
 	var o deployOptions

@@ -3,17 +3,21 @@ package command
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/nix-infra/nix-infra/cli/ui"
 	"github.com/nix-infra/nix-infra/protocol"
 )
 
 func (a *app) rollbackCommand() *cobra.Command {
 	var to string
+	var expect []string
 	flags := rolloutFlags{back: true}
 	c := &cobra.Command{
 		Use:   "rollback SELECTOR...",
@@ -28,17 +32,19 @@ be tried again. The files of the project stay as they are: the next deploy bring
 		Example: `  nix-infra rollback web1
   nix-infra rollback @web --max-unavailable 1
   nix-infra rollback web1 --to 41
-  nix-infra rollback web1 --to /nix/store/3c2k…-nixos-system-web1-25.11`,
+  nix-infra rollback web1 --to /nix/store/3c2k…-nixos-system-web1-25.11
+  nix-infra rollback web1 --expect /nix/store/9x1f…-nixos-system-web1-25.11`,
 		Args: someNodes("roll which nodes back?", "rollback"),
 		RunE: func(c *cobra.Command, args []string) error {
 			target, err := rollbackTarget(to)
 			if err != nil {
 				return err
 			}
-			return a.orderNodes(c.Context(), args, protocol.Switch, &flags, rollbackTo(target))
+			return a.orderNodes(c.Context(), args, protocol.Switch, &flags, rollbackTo(target), expect)
 		},
 	}
 	c.Flags().StringVar(&to, "to", "", "generation or store path (default: what was proven before)")
+	registerExpect(c.Flags(), &expect)
 	flags.register(c.Flags(), &a.batch)
 	return withTarget(c)
 }
@@ -62,6 +68,7 @@ func rollbackTarget(to string) (protocol.Rollback, error) {
 }
 
 func (a *app) rebootCommand() *cobra.Command {
+	var expect []string
 	flags := rolloutFlags{}
 	flags.MaxUnavailable = "1"
 	c := &cobra.Command{
@@ -78,15 +85,21 @@ The next one is told only when one before it is back, and none any more when one
   nix-infra reboot all --order db,web --max-failures 1`,
 		Args: someNodes("reboot which nodes?", "reboot"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.orderNodes(c.Context(), args, protocol.Reboot, &flags, noSource)
+			return a.orderNodes(c.Context(), args, protocol.Reboot, &flags, noSource, expect)
 		},
 	}
+	registerExpect(c.Flags(), &expect)
 	flags.register(c.Flags(), &a.batch)
 	return c
 }
 
-// orderNodes deploys what needs nothing of the project's files.
-func (a *app) orderNodes(ctx context.Context, targets []string, mode protocol.Mode, flags *rolloutFlags, from source) error {
+func registerExpect(f *pflag.FlagSet, expect *[]string) {
+	f.StringSliceVar(expect, "expect", nil, "only if each of the nodes runs one of these `store paths` (status --json has them), and else nothing is done")
+}
+
+// orderNodes deploys what needs nothing of the project's files. Where something is expected, each node has to run one of these store
+// paths.
+func (a *app) orderNodes(ctx context.Context, targets []string, mode protocol.Mode, flags *rolloutFlags, from source, expect []string) error {
 	s, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -100,9 +113,33 @@ func (a *app) orderNodes(ctx context.Context, targets []string, mode protocol.Mo
 	if err != nil {
 		return err
 	}
+	if err := expectRunning(chosen, expect); err != nil {
+		return err
+	}
 	p, err := makePlan(s.me.signer, o, chosen, from, time.Now())
 	if err != nil {
 		return err
 	}
 	return a.carryOut(ctx, s, p, flags)
+}
+
+// expectRunning is an error where a node runs something else than was expected; nothing expects nothing. What is deployed to a node from here on
+// makes the controller refuse the plan: it has the serial that comes after what was seen here.
+func expectRunning(chosen []protocol.NodeState, expect []string) error {
+	if len(expect) == 0 {
+		return nil
+	}
+	var others []error
+	for i := range chosen {
+		switch n := &chosen[i]; {
+		case n.Beat == nil || n.Beat.Closure == "":
+			others = append(others, fmt.Errorf("what %s runs is not known, so that it can't be what --expect says", n.Name))
+		case !slices.Contains(expect, n.Beat.Closure):
+			others = append(others, fmt.Errorf("%s runs %s, which is not what --expect says", n.Name, ui.Clean(n.Beat.Closure)))
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	return several("run something else; nothing was done", others)
 }

@@ -80,7 +80,7 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		if in.To != 0 {
 			args, to = append(args, "--to="+strconv.Itoa(in.To)), fmt.Sprintf("generation %d", in.To)
 		}
-		return f.act(ctx, c, fmt.Sprintf("Roll back to %s on %s?", to, nodes), slices.Concat(args, []string{"--"}, nodes.names), nodes.running)
+		return f.act(ctx, c, fmt.Sprintf("Roll back to %s on %s?", to, nodes), slices.Concat(args, nodes.expected(), []string{"--"}, nodes.names), nodes.running)
 	})
 	mcp.Add(s, mcp.Tool{
 		Name: "reboot", Title: "Reboot nodes", Toolset: setAct, Role: protocol.LeastRole(protocol.Deploy), Effect: mcp.Destroys, Allow: "reboot", Timeout: actTime,
@@ -92,7 +92,7 @@ func (f *Fleet) addActs(s *mcp.Server) {
 		if err != nil {
 			return nil, err
 		}
-		return f.act(ctx, c, fmt.Sprintf("Reboot %s, one after the other?", nodes), slices.Concat([]string{"reboot", "--detach", "--"}, nodes.names), nodes.running)
+		return f.act(ctx, c, fmt.Sprintf("Reboot %s, one after the other?", nodes), slices.Concat([]string{"reboot", "--detach"}, nodes.expected(), []string{"--"}, nodes.names), nodes.running)
 	})
 	mcp.Add(s, mcp.Tool{
 		Name: "action", Title: "Run an app module's action", Toolset: setAct, Role: protocol.LeastRole(protocol.RunScript), Effect: mcp.Destroys, Allow: "action", Timeout: actTime,
@@ -153,9 +153,10 @@ func (f *Fleet) addActs(s *mcp.Server) {
 
 // affected are the nodes that something is about. What is done is for these names, whatever the target chooses a moment later.
 type affected struct {
-	session *Session
-	names   []string
-	running string // what each runs, for what depends on it
+	session  *Session
+	names    []string
+	closures []string // that they run
+	running  string   // what each runs and by which deployment, for what depends on it
 }
 
 func (f *Fleet) affected(ctx context.Context, c *mcp.Call, target string) (*affected, error) {
@@ -172,15 +173,25 @@ func (f *Fleet) affected(ctx context.Context, c *mcp.Call, target string) (*affe
 	}
 	a := &affected{session: s, names: namesOf(nodes)}
 	for i := range nodes {
+		closure := "unknown" // which is no store path, so that the node is refused
 		if b := nodes[i].Beat; b != nil {
+			if protocol.IsStorePath(b.Closure) {
+				closure = b.Closure
+			}
 			a.running += fmt.Sprintf("%s %d %s\n", b.Closure, b.Generation, b.Deployment)
 		}
+		a.closures = append(a.closures, closure)
 	}
 	return a, nil
 }
 
 func (a *affected) String() string {
 	return fmt.Sprintf("%s (%s)", plural(len(a.names), "node"), some(a.names))
+}
+
+// expected has a command line refuse nodes that run something else by then.
+func (a *affected) expected() []string {
+	return []string{"--expect=" + strings.Join(a.closures, ",")}
 }
 
 // as says as whom something is done.
