@@ -51,6 +51,7 @@ type mcpOptions struct {
 	readOnly bool
 	toolsets []string
 	allow    []string
+	closed   bool // --no-lookups
 	http     mcp.HTTPOptions
 	dev      devFlags
 }
@@ -111,6 +112,7 @@ change the fleet, too: ` + sentence(mcpfleet.Allowable) + `. Each has a person c
 	}
 	if s.fleet {
 		f.StringSliceVar(&o.allow, "allow", nil, "`tools` that change the fleet: "+sentence(mcpfleet.Allowable))
+		f.BoolVar(&o.closed, "no-lookups", false, "no commands that send what is typed to other machines, such as dig and ping")
 	}
 	f.StringVar(&o.http.Addr, "http", "", "serve over HTTP at this `address`, such as 127.0.0.1:8787, to those who have a token (mcp token add)")
 	f.StringVar(&o.http.TLSCert, "tls-cert", "", "with --http: certificate `file`, needed where other machines reach it")
@@ -152,7 +154,9 @@ func (a *app) serveMCP(ctx context.Context, s mcpServer, o mcpOptions) (err erro
 		defer end()
 	}
 	if s.fleet {
-		tools := mcpfleet.Add(server, a.mcpHost(), s.name == "cluster")
+		host := a.mcpHost()
+		host.NoLookups = o.closed
+		tools := mcpfleet.Add(server, host, s.name == "cluster")
 		defer tools.Close()
 		allowable = mcpfleet.Allowable
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 
 	"github.com/nix-infra/nix-infra/cli/mcp"
@@ -17,7 +19,7 @@ const noShell = " Words are taken apart as a shell does it, and there is no shel
 
 func (f *Fleet) addCommands(s *mcp.Server) {
 	mcp.Add(s, mcp.Tool{
-		Name: "remote-command", Title: "Run a command that looks", Toolset: setInspect, Role: protocol.Viewer, Timeout: maxRun,
+		Name: "remote-command", Title: "Run a command that looks", Toolset: setInspect, Role: protocol.Viewer, OpenWorld: !f.NoLookups, Timeout: maxRun,
 		Description: "Run a command that only looks on nodes, such as uname -a, ps aux, df -h, ss -tlnp, ip addr, dmesg or cat /etc/os-release." + noShell +
 			" Behind a | there may be grep, head, tail, sort, uniq and wc -l.",
 	}, func(ctx context.Context, c *mcp.Call, in struct {
@@ -29,8 +31,25 @@ func (f *Fleet) addCommands(s *mcp.Server) {
 		if err != nil {
 			return nil, err
 		}
+		if f.NoLookups && looksUp(commands[0]) {
+			return nil, fmt.Errorf("%s sends what is typed to other machines, and this server was started so that nothing does (--no-lookups)", commands[0][0])
+		}
 		return f.look(ctx, c, in.Target, in.limitInput, commands[0], commands[1:])
 	})
+}
+
+// looksUp tells of a command that a viewer may have run by default whether it sends to other machines what is typed behind it: there,
+// in a name for instance, somebody may read what an assistant was talked into typing.
+func looksUp(argv []string) bool {
+	switch program := path.Base(argv[0]); program {
+	case "ping", "traceroute", "tracepath", "dig", "nslookup", "host", "resolvectl", "arp":
+		return true
+	case "getent":
+		return len(argv) > 1 && !slices.Contains([]string{"passwd", "group", "services", "protocols"}, argv[1])
+	case "lsof": // -i @HOST
+		return slices.ContainsFunc(argv, func(a string) bool { return strings.Contains(a, "@") })
+	}
+	return false
 }
 
 // look has nodes run a command for a viewer.

@@ -32,6 +32,8 @@ type Host struct {
 	Action func(module string) ([]byte, error)
 	// ControlNodes are the project's.
 	ControlNodes func() []string
+
+	NoLookups bool // nothing is run that sends what is typed to other machines
 }
 
 // Session is a connection, and what proves what comes over it.

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -196,6 +197,37 @@ func TestNewestEntries(t *testing.T) {
 	}
 	if kept, _ := newest(nil, 1); len(kept) != 0 {
 		t.Errorf("%v", kept)
+	}
+}
+
+// With NoLookups, nothing that an assistant types leaves the node that it is typed for.
+func TestNoLookups(t *testing.T) {
+	const asked = "the fleet would be asked"
+	s := mcp.New(mcp.Options{Name: "test", Version: "1", Caller: mcp.Caller{Name: "mcp", Role: protocol.Viewer}})
+	f := Add(s, Host{NoLookups: true, Connect: func(context.Context, string) (*Session, error) { return nil, errors.New(asked) }}, true)
+	defer f.Close()
+	c := client.NewClient(transport.NewInProcessTransport(s.Protocol()))
+	defer c.Close()
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Initialize(t.Context(), mcpgo.InitializeRequest{Params: mcpgo.InitializeParams{ProtocolVersion: mcpgo.ProtocolVersion20251125}}); err != nil {
+		t.Fatal(err)
+	}
+	for says, commands := range map[string][]string{
+		"(--no-lookups)": {"dig secret.example.org", "/run/current-system/sw/bin/dig x.example.org", "host x.example.org", "nslookup x.example.org", "ping -c1 x.example.org",
+			"traceroute x.example.org", "tracepath x.example.org", "resolvectl query x.example.org", "arp x.example.org", "getent ahosts x.example.org", "lsof -i @x.example.org", "lsof -i4TCP@x.example.org:80", "'dig' x.example.org | wc -l"},
+		asked: {"getent passwd root", "lsof -i :80", "ss -tln", "uptime", "echo dig"},
+	} {
+		for _, command := range commands {
+			r, err := c.CallTool(t.Context(), mcpgo.CallToolRequest{Params: mcpgo.CallToolParams{Name: "remote-command", Arguments: map[string]any{"target": "web1", "command": command}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text := r.Content[0].(mcpgo.TextContent).Text; !r.IsError || !strings.Contains(text, says) {
+				t.Errorf("%s: expected %q: %s", command, says, text)
+			}
+		}
 	}
 }
 
