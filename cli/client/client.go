@@ -262,13 +262,18 @@ func parse(data []byte, sender string) (*protocol.Reply, error) {
 	return &r, nil
 }
 
-// controllerTimeout bounds one request to the controller; they are small, and it answers from memory
-// or a local disk.
-const controllerTimeout = 15 * time.Second
+const (
+	controllerTimeout = 15 * time.Second         // for one request to the controller: they are small, and it answers from memory or a local disk
+	uploadTimeout     = protocol.RequestLifetime // for one with blobs: some MiB, beside others, over what may be a slow line
+)
 
 // Controller asks the controller and reads its answer into into (nil: only whether it agreed).
 func (c *Client) Controller(ctx context.Context, action protocol.Action, payload, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, controllerTimeout)
+	timeout := controllerTimeout
+	if action == protocol.PutBlobs {
+		timeout = uploadTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	r, err := c.Ask(ctx, protocol.ControllerName, action, payload)
 	if err != nil {
