@@ -206,6 +206,8 @@ func (c *Controller) close() {
 		c.store.Close()
 	}
 	if c.lock != nil {
+		// Closing is not enough: a program that is just being started has the file, too, until it runs, and would keep the lock.
+		_ = syscall.Flock(int(c.lock.Fd()), syscall.LOCK_UN)
 		c.lock.Close()
 	}
 }

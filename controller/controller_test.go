@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -96,6 +97,14 @@ func TestStartRefuses(t *testing.T) {
 	must(t, os.Remove(filepath.Join(broken.cfg.Dir, "etcd")))
 	must(t, os.WriteFile(filepath.Join(broken.cfg.Dir, "nats"), []byte("no folder"), 0o600))
 	fails(broken.cfg, "nats")
+}
+
+// A folder is free when its controller has stopped, even if a program is just being started: that has all files for a moment.
+func TestStopUnlocks(t *testing.T) {
+	r := startRig(t)
+	child := value[int](t)(syscall.Dup(int(r.c.lock.Fd())))
+	defer syscall.Close(child)
+	r.restart()
 }
 
 func TestConfig(t *testing.T) {
