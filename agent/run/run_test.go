@@ -41,11 +41,29 @@ func (children) Run(ctx context.Context, s Spec, stdout, stderr *os.File) (proto
 	return protocol.Ending{Result: protocol.ResultSuccess}, nil
 }
 
-func TestShortOutputIsOnePart(t *testing.T) {
+func TestOutputAndStatus(t *testing.T) {
 	d := perform(t.Context(), children{}, shell("echo out; echo err >&2; exit 4"))
-	if d.err != nil || d.stdout != "out\n" || d.stderr != "err\n" || d.ending.Exit != 4 || d.parts != 1 {
+	if d.err != nil || d.stdout != "out\n" || d.stderr != "err\n" || d.ending.Exit != 4 {
 		t.Errorf("%v", d)
 	}
+}
+
+// TestShortOutputIsOnePart: what ends soon is told of with its end, and not before.
+func TestShortOutputIsOnePart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOutput(1<<20, false)
+		go func() {
+			_ = o.deliver(func(p protocol.Output) error { t.Errorf("%+v", p); return nil })
+		}()
+		o.stdout([]byte("out\n"))
+		o.stderr([]byte("err\n"))
+		time.Sleep(gatherTime / 2)
+		o.close()
+		synctest.Wait()
+		if last := o.take(); string(last.Stdout) != "out\n" || string(last.Stderr) != "err\n" {
+			t.Errorf("%+v", last)
+		}
+	})
 }
 
 // TestOutputIsGathered: many small writes make few parts, which come while it runs, in their order.
