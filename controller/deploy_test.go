@@ -206,7 +206,10 @@ func (r *rig) launch(dir, config string) (*exec.Cmd, <-chan string) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "NIX_INFRA_TEST_CONTROLLER="+dir)
 	out := value[io.ReadCloser](r.t)(cmd.StderrPipe())
-	must(r.t, cmd.Start())
+	starting.Lock()
+	err := cmd.Start()
+	starting.Unlock()
+	must(r.t, err)
 	r.t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may be dead
 		_ = cmd.Wait()

@@ -19,6 +19,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -116,10 +117,17 @@ func (r *rig) start() *rig {
 	return r
 }
 
+// starting keeps programs from being started while a controller stops: until they run they have all files of this process,
+// and etcd's would stay locked.
+var starting sync.RWMutex
+
 // restart stops and starts on the same data.
 func (r *rig) restart() {
 	r.t.Helper()
-	must(r.t, r.c.Stop())
+	starting.RLock()
+	err := r.c.Stop()
+	starting.RUnlock()
+	must(r.t, err)
 	r.start()
 }
 
