@@ -72,9 +72,11 @@ func (c *cache) get(digest string) ([]byte, bool) {
 		c.drop(digest)
 		return nil, false
 	}
-	now := time.Now()
-	_ = os.Chtimes(file, now, now) // it only orders what goes first
-	c.files[digest] = cached{int64(len(data)), now}
+	if f, ok := c.files[digest]; ok { // else it was evicted meanwhile, and is no longer counted
+		f.used = time.Now()
+		_ = os.Chtimes(file, f.used, f.used) // it only orders what goes first
+		c.files[digest] = f
+	}
 	return data, true
 }
 

@@ -1,9 +1,11 @@
 package reconcile
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -243,6 +245,31 @@ func TestCacheIsBoundedAndChecked(t *testing.T) {
 			t.Error("a damaged blob was used")
 		}
 	})
+}
+
+// However gets and puts meet, the cache counts what is in its folder.
+func TestCacheCountsWhatItHas(t *testing.T) {
+	dir := t.TempDir()
+	c, err := openCache(dir, 200)
+	must(t, err)
+	var all sync.WaitGroup
+	for n := range 4 { // each has blobs of its own
+		all.Go(func() {
+			for i := range 500 {
+				data := fmt.Appendf(nil, "%40d", 4*n+i%3)
+				if _, ok := c.get(protocol.Digest(data)); ok {
+					continue
+				}
+				if err := c.put(protocol.Digest(data), data, os.WriteFile); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if n := int64(40 * len(names(dir))); c.size != n || n > c.limit || len(c.files) != len(names(dir)) {
+		t.Errorf("%d files of %d bytes are counted, and there are %d bytes", len(c.files), c.size, n)
+	}
 }
 
 // Nothing is written through a symbolic link that leads out of the source tree.
