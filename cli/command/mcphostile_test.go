@@ -75,7 +75,7 @@ func (a *assistant) tools() []mcpgo.Tool {
 	return list.Tools
 }
 
-// TestMCPSchemas: what assistants are told of each tool changes on purpose only (go test -run MCPSchemas -update).
+// TestMCPSchemas: what assistants are told of each tool changes on purpose only (go test . -run MCPSchemas -update).
 func TestMCPSchemas(t *testing.T) {
 	s, f, _ := mcpFleet(t)
 	s.write("admin.creds", string(f.Credentials("root", protocol.Admin, time.Time{})))
@@ -113,7 +113,7 @@ func TestMCPSchemas(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got.Bytes(), want) {
-			t.Errorf("the tools of %s are not as in %s any more; see what changed with git diff after go test -run '^TestMCPSchemas$' -update ./cli/command", server, golden)
+			t.Errorf("the tools of %s are not as in %s any more; see what changed with git diff after go test ./cli/command -run '^TestMCPSchemas$' -update", server, golden)
 		}
 	}
 }

@@ -1,7 +1,7 @@
 // Package dev has the tools of the development server: an assistant reads and edits a project's modules, has Nix look at
 // what it wrote, and runs the project's tests. It asks no fleet, and no secret is read.
 //
-// Start here: Add gives a server all tools. files.go reads and edits, by package projectfiles, which keeps to what is open;
+// Start here: Add gives a server all tools. files.go and edit.go read and edit, by package projectfiles, which keeps to what is open;
 // check.go has Nix look, prefetch.go tells hashes of files on the web; tests.go and environment.go start the project's
 // own scripts, or the lab, and session.go is how these go.
 //

@@ -10,6 +10,7 @@ import (
 	"github.com/aymanbagabas/go-udiff"
 
 	"github.com/nix-infra/nix-infra/cli/mcp"
+	"github.com/nix-infra/nix-infra/cli/mcp/files"
 	"github.com/nix-infra/nix-infra/cli/mcp/projectfiles"
 )
 
@@ -28,7 +29,7 @@ func (d *Server) addEdit(s *mcp.Server) {
 		Name: "edit-app-module-files", Title: "Edit the project's modules", Toolset: setFiles, Effect: mcp.Destroys,
 		Description: "Views and changes files in " + strings.Join(d.files.Writable(), ", ") + ", and in nothing else. Answers with the difference. " +
 			"View a file first, and give its sha256 back with the change. nix-check tells afterwards whether Nix understands it. Nothing is deployed.",
-	}, func(_ context.Context, _ *mcp.Call, in editInput) (*mcp.Answer[fileRow], error) {
+	}, func(_ context.Context, _ *mcp.Call, in editInput) (*mcp.Answer[files.Row], error) {
 		if err := in.check(); err != nil {
 			return nil, err
 		}
@@ -57,7 +58,7 @@ func (in *editInput) check() error {
 	case in.Operation == "view" && (in.Content != nil || in.OldText != ""):
 		return errors.New("view shows a file, and takes no content")
 	case in.Operation != "view" && in.Content == nil:
-		return errNothing
+		return errors.New("what should be there instead is missing; give content")
 	case in.Operation == "create" && (lines || in.OldText != "" || in.SHA256 != ""):
 		return errors.New("create makes a new file, and takes nothing but its path and content")
 	case in.StartLine < 0 || in.EndLine < 0:
@@ -76,7 +77,7 @@ func (in *editInput) check() error {
 	return nil
 }
 
-func (d *Server) view(in editInput) (*mcp.Answer[fileRow], error) {
+func (d *Server) view(in editInput) (*mcp.Answer[files.Row], error) {
 	text, err := d.files.Read(in.Path)
 	if err != nil {
 		return nil, err
@@ -89,9 +90,9 @@ func (d *Server) view(in editInput) (*mcp.Answer[fileRow], error) {
 	if from > max(to, 1) {
 		return nil, fmt.Errorf("start-line %d: the file has %d lines", from, len(lines))
 	}
-	return &mcp.Answer[fileRow]{
+	return &mcp.Answer[files.Row]{
 		Summary: fmt.Sprintf("%s has %d lines.", mcp.Name(text.Path), len(lines)),
-		Parts:   textParts(text, projectfiles.Numbered(lines[min(from-1, len(lines)):to], from)),
+		Parts:   files.Text(text, projectfiles.Numbered(lines[min(from-1, len(lines)):to], from)),
 	}, nil
 }
 
@@ -161,7 +162,7 @@ func unnumbered(text string) string {
 }
 
 // changed answers with the difference.
-func changed(did string, before, after *projectfiles.Text) *mcp.Answer[fileRow] {
+func changed(did string, before, after *projectfiles.Text) *mcp.Answer[files.Row] {
 	if before.SHA256 == after.SHA256 {
 		did = "Nothing to change in"
 	}
@@ -169,8 +170,8 @@ func changed(did string, before, after *projectfiles.Text) *mcp.Answer[fileRow] 
 		did = "Made all line ends LF, which were mixed, and changed"
 	}
 	diff := udiff.Unified("a/"+before.Path, "b/"+after.Path, before.Content, after.Content)
-	return &mcp.Answer[fileRow]{
+	return &mcp.Answer[files.Row]{
 		Summary: fmt.Sprintf("%s %s, whose sha256 is %s now.", did, mcp.Name(after.Path), after.SHA256),
-		Parts:   textParts(after, diff),
+		Parts:   files.Text(after, diff),
 	}
 }
