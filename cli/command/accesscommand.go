@@ -1,7 +1,6 @@
 package command
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -285,7 +284,7 @@ func (a *app) confirm(question string) error {
 		return nil
 	}
 	fmt.Fprintf(a.Stderr, "%s Type yes to go on: ", ui.Clean(question))
-	switch answer, err := a.typed(bufio.NewReader(a.Stdin)); {
+	switch answer, err := a.typed(); {
 	case answer == "yes":
 		return nil
 	case errors.Is(err, context.Canceled):

@@ -45,6 +45,8 @@ type fleet struct {
 	Version int             `json:"v"`
 	Public  protocol.Public `json:"public"`
 	CA      string          `json:"ca"` // PEM
+
+	verifier *protocol.Verifier // goes by Public as it was read
 }
 
 // readFleet reads fleet.json and checks that it hangs together.
@@ -63,7 +65,7 @@ func (a *app) readFleet() (*fleet, error) {
 	if f.Version != protocol.Version {
 		return nil, fmt.Errorf("%s is of version %d, this program knows version %d; upgrade the older one", path, f.Version, protocol.Version)
 	}
-	if _, err := protocol.NewVerifier(f.Public.Operator, f.Public.AccountJWT); err != nil {
+	if f.verifier, err = protocol.NewVerifier(f.Public.Operator, f.Public.AccountJWT); err != nil {
 		return nil, fmt.Errorf("%s is damaged (%v); remove it and run nix-infra init -d %s, which makes it from the keys", path, err, a.dir)
 	}
 	return f, nil
@@ -144,14 +146,17 @@ func (a *app) prompt(label string) (string, error) {
 }
 
 // typed is the next line that somebody types. Ctrl-C ends the wait for it.
-func (a *app) typed(in *bufio.Reader) (string, error) {
+func (a *app) typed() (string, error) {
+	if a.answers == nil {
+		a.answers = bufio.NewReader(a.Stdin)
+	}
 	type line struct {
 		text string
 		err  error
 	}
 	read := make(chan line, 1)
 	go func() {
-		text, err := in.ReadString('\n')
+		text, err := a.answers.ReadString('\n')
 		read <- line{strings.TrimSpace(text), err}
 	}()
 	select {
@@ -203,15 +208,11 @@ func (a *app) identity() (*identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s is no credentials file: %w; restore it, or name another one by --creds or NIX_INFRA_CREDS", from, err)
 	}
-	v, err := protocol.NewVerifier(f.Public.Operator, f.Public.AccountJWT)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a.own(fleetFile), err)
-	}
-	who, err := v.Identify(signer.User, time.Now())
+	who, err := f.verifier.Identify(signer.User, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", from, err)
 	}
-	return &identity{Identity: who, signer: signer, issued: claims.IssuedAt, expires: claims.Expires, project: p, fleet: f, verifier: v}, nil
+	return &identity{Identity: who, signer: signer, issued: claims.IssuedAt, expires: claims.Expires, project: p, fleet: f, verifier: f.verifier}, nil
 }
 
 // Credentials that end within a week are warned of, from the last quarter of their time on: those that were made for a

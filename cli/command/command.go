@@ -6,6 +6,7 @@
 package command
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,7 @@ type app struct {
 	out     *ui.Terminal // stdout
 	keys    *vault.Vault
 	secrets *vault.Secrets
+	answers *bufio.Reader // what is typed: one for all questions, or the first would have the answers of the others
 
 	interrupted <-chan struct{}
 	log         *slog.Logger // stderr, with --debug

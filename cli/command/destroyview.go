@@ -1,7 +1,6 @@
 package command
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +35,6 @@ func (a *app) nothingThere(all []*doomed) error {
 
 // confirmNames has the name of each machine typed, after what is worth knowing about it.
 func (a *app) confirmNames(p *project.Project, all []*doomed) error {
-	in := bufio.NewReader(a.Stdin)
 	for _, d := range all {
 		if d.node == nil && d.server == nil {
 			continue
@@ -48,7 +46,7 @@ func (a *app) confirmNames(p *project.Project, all []*doomed) error {
 			continue
 		}
 		fmt.Fprintf(a.Stderr, "%s. Type its name to go on: ", ui.Clean(d.means()))
-		switch answer, err := a.typed(in); {
+		switch answer, err := a.typed(); {
 		case answer == d.name:
 		case errors.Is(err, context.Canceled):
 			return err

@@ -180,6 +180,13 @@ func TestSecretsRemove(t *testing.T) {
 	if out := s.must("secrets", "list"); strings.Count(out, "\n") != 1 {
 		t.Errorf("left:\n%s", out)
 	}
+	s.write("nodes/web2.nix", "[%%secrets/other%%]")
+	for _, name := range []string{"used", "other"} {
+		s.must("secrets", "store", name, "--generate", "32")
+	}
+	if out := s.pipe("yes\nyes\n", "secrets", "rm", "used", "other"); strings.Count(out, "removed secret ") != 2 {
+		t.Errorf("each is asked about, and both were answered for:\n%s", out)
+	}
 }
 
 // TestSecretsEdit edits with real programs. The file is in memory, for its owner only, and gone afterwards.
