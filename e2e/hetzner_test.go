@@ -147,17 +147,14 @@ func TestProvisionHetzner(t *testing.T) {
 			t.Errorf("%s was made as %+v", s.Name, s)
 		}
 	}
-	all := f.status()
 	for _, name := range names {
 		n := f.lab.Node(name)
 		f.nodes[name] = n
-		if s := all[name]; s.State != "confirmed" || !s.Online {
-			t.Errorf("%s is %+v", name, s)
-		}
 		if got := f.exec(n, "sh", "-c", "systemctl is-active hello; systemctl show -P Description hello; hostname; cat /run/current-system/nixos-version"); !strings.HasPrefix(got, "active\nsays this is "+name+"\n"+name+"\n25.11") {
 			t.Errorf("%s runs %q", name, got)
 		}
 	}
+	f.confirmed(names...)
 	if orders, limited := h.count(ordersServer), h.count(func(r hetzner.Request) bool { return r.Status == http.StatusTooManyRequests }); orders < 3 || limited == 0 || len(h.fake.Servers()) != 3 {
 		t.Errorf("%d servers were ordered, %d requests were too many, %d servers are there", orders, limited, len(h.fake.Servers()))
 	}

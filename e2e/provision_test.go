@@ -44,18 +44,22 @@ func (f *fleet) plain(names ...string) {
 
 // bootstrap is provision for machines of the lab, with what else it is told.
 func (f *fleet) bootstrap(names []string, more ...string) []string {
-	return slices.Concat([]string{"provision"}, names, []string{"--infect-script", filepath.Join(f.project, "infect.sh"), "--batch"}, more)
+	return slices.Concat([]string{"provision"}, names, []string{"--infect-script", filepath.Join(f.project, "infect.sh"), "--wait", soon.String(), "--batch"}, more)
 }
 
-// confirmed wants nodes to run what was deployed.
+// confirmed waits until nodes are said to run what was deployed, as they do: a report and the beat beside it come one after the
+// other.
 func (f *fleet) confirmed(names ...string) {
 	f.t.Helper()
-	all := f.status()
-	for _, name := range names {
-		if s := all[name]; s.State != "confirmed" || !s.Online || s.Closure != f.running(f.nodes[name]) {
-			f.t.Errorf("%s is %+v", name, s)
+	f.eventually(soon, func() string {
+		all := f.status()
+		for _, name := range names {
+			if s := all[name]; s.State != "confirmed" || !s.Online || s.Closure != f.running(f.nodes[name]) {
+				return fmt.Sprintf("%s is %+v", name, s)
+			}
 		}
-	}
+		return ""
+	})
 }
 
 // TestProvisionSelfHosted: two machines with Debian and sshd become nodes that run their configuration. One logs in as a
@@ -129,6 +133,12 @@ func TestProvisionResumes(t *testing.T) {
 	// The controller first: the others need one.
 	f.killAt(syscall.SIGKILL, "ctl", kills["ctl"])
 	f.must(f.bootstrap([]string{"ctl"}, "--no-deploy")...)
+	// It hears of nobody until all are killed: none is in before.
+	var addresses []string
+	for _, name := range names[1:] {
+		addresses = append(addresses, f.nodes[name].IP)
+	}
+	f.exec(f.nodes["ctl"], "nft", "add table inet deaf { chain in { type filter hook input priority -10; ip saddr { "+strings.Join(addresses, ", ")+" } reject; }; }")
 	var runs sync.WaitGroup
 	for _, name := range names[1:] {
 		runs.Go(func() {
@@ -140,6 +150,7 @@ func TestProvisionResumes(t *testing.T) {
 		})
 	}
 	runs.Wait()
+	f.exec(f.nodes["ctl"], "nft", "delete table inet deaf")
 	if t.Failed() {
 		return
 	}
@@ -212,7 +223,7 @@ func TestHostKeyChanged(t *testing.T) {
 	}
 	f.exec(node, "sh", "-c", "rm /etc/ssh/ssh_host_*; ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key; systemctl restart ssh")
 	logins := func() string {
-		return f.exec(node, "sh", "-c", "journalctl -o cat | grep -c 'Accepted publickey' || true")
+		return f.exec(node, "sh", "-c", "journalctl --sync; journalctl -o cat | grep -c 'Accepted publickey' || true")
 	}
 	before := logins()
 	r := only()
@@ -248,32 +259,32 @@ func TestTwentyNodes(t *testing.T) {
 		f.write("nodes/"+name+".nix", service("this is "+name, ""))
 	}
 	began := time.Now()
-	r := f.must(slices.Concat([]string{"provision"}, names, []string{"--method", "none", "--batch", "--json"})...)
+	r := f.must(slices.Concat([]string{"provision"}, names, []string{"--method", "none", "--wait", soon.String(), "--batch", "--json"})...)
 	took := time.Since(began)
 	f.confirmed(names...)
 	for _, name := range []string{"n01", "n20"} {
 		f.says(f.nodes[name], f.running(f.nodes[name]), "this is "+name)
 	}
-	enrolled := 0
+	begun, before, enrolled := map[string]bool{}, 0, 0 // before: so many had begun when the first ended
 	for line := range strings.Lines(r.out) {
-		var d struct {
-			Event, State string
-			Ms           int64
-		}
+		var d struct{ Event, Name, State string }
 		if err := json.Unmarshal([]byte(line), &d); err != nil {
 			t.Fatalf("%q: %v", line, err)
 		}
+		begun[d.Name] = true
 		if d.Event == "machine" && d.State == "enrolled" {
-			enrolled++
+			if enrolled++; enrolled == 1 {
+				before = len(begun)
+			}
 		}
+	}
+	if before != len(names) {
+		t.Errorf("the first was in when only %d had begun", before)
 	}
 	if enrolled != len(names) {
 		t.Errorf("%d machines are said to be enrolled", enrolled)
 	}
 	t.Logf("20 machines in %s", took.Round(100*time.Millisecond))
-	if took > 90*time.Second {
-		t.Errorf("20 machines took %s", took)
-	}
 }
 
 // TestSSHClosed: where the project says so, SSH is closed to the world once its configuration is deployed, and open through
@@ -295,9 +306,7 @@ func TestSSHClosed(t *testing.T) {
 	}
 	f.inventory("root", nodes...)
 	node := nodes[0]
-	if !f.reaches(node, 22) {
-		t.Fatal("port 22 can't be reached before anything is deployed")
-	}
+	f.opens(node, 22) // before anything is deployed
 	r := f.must("provision", "web1", "--method", "none", "--batch")
 	if !strings.Contains(r.out, "SSH is closed to the world on 1 node, and open to nix-infra ssh") {
 		t.Errorf("it does not say that SSH is closed: %v", r)

@@ -160,9 +160,7 @@ func TestEnrollToken(t *testing.T) {
 
 	f.write("nodes/n1.nix", service("came by itself", ""))
 	f.must("deploy", "@web", "--timeout", "60s", "--settle", "1s")
-	if s := f.status()["n1"]; s.State != "confirmed" || s.Closure != f.running(n1) {
-		t.Errorf("n1 is %+v", s)
-	}
+	f.confirmed("n1")
 	if log := f.exec(n1, "journalctl", "-u", "hello.service", "-o", "cat"); !strings.Contains(log, "came by itself") {
 		t.Errorf("hello.service says %q", log)
 	}
@@ -238,10 +236,8 @@ func TestBehindNAT(t *testing.T) {
 	f.write("nodes/nat.nix", service("hello from nat", ""))
 	f.write("nodes/only443.nix", service("hello from only443", ""))
 	f.must("deploy", "all", "--timeout", "60s", "--settle", "1s")
-	for name, s := range f.status() {
-		if s.State != "confirmed" || !s.Online || s.Closure != f.running(f.nodes[name]) {
-			t.Errorf("%s is %+v", name, s)
-		}
+	f.confirmed("nat", "only443")
+	for _, name := range []string{"nat", "only443"} {
 		if r := f.must("cmd", "--target="+name, "cat /proc/sys/kernel/hostname"); !strings.Contains(r.out, name) {
 			t.Errorf("cmd on %s: %v", name, r)
 		}

@@ -13,9 +13,11 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud"
 
 	"github.com/nix-infra/nix-infra/cli"
+	"github.com/nix-infra/nix-infra/cli/command"
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/provision"
 	"github.com/nix-infra/nix-infra/cli/provision/sshtest"
+	"github.com/nix-infra/nix-infra/cli/vault"
 	"github.com/nix-infra/nix-infra/e2e/hetzner"
 )
 
@@ -54,6 +56,29 @@ func (d *desk) run(status int, args []string, says ...string) {
 			d.Errorf("%v: it does not say %q:\n%s", args, want, out.String())
 		}
 	}
+}
+
+// init makes it a project with keys of its own. Its password costs a second of work by design, and here next to none.
+func (d *desk) init() {
+	d.Helper()
+	must(d.T, os.RemoveAll(filepath.Join(d.dir, "ssh")))
+	d.env = append(d.env, "SECRETS_PASS=a password")
+	var said bytes.Buffer
+	if status := command.Run(d.Context(), []string{"-d", d.dir, "init"}, command.Environment{
+		Stdin: strings.NewReader(""), Stdout: &said, Stderr: &said, Getenv: d.getenv, VaultOptions: []vault.Option{vault.WorkFactor(2)},
+	}); status != command.OK {
+		d.Fatalf("init: status %d\n%s", status, &said)
+	}
+}
+
+// getenv is a variable of the desk's environment.
+func (d *desk) getenv(name string) string {
+	for _, e := range d.env {
+		if value, ok := strings.CutPrefix(e, name+"="); ok {
+			return value
+		}
+	}
+	return ""
 }
 
 func TestSSHKeyCommands(t *testing.T) {
@@ -124,19 +149,17 @@ func TestDestroyCommand(t *testing.T) {
 // TestProvisionCommand: machines that can't be made are told one by one. What was pinned for machines of their names is forgotten.
 func TestProvisionCommand(t *testing.T) {
 	d := newDesk(t, hetzner.Options{})
-	must(t, os.RemoveAll(filepath.Join(d.dir, "ssh")))
-	d.env = append(d.env, "SECRETS_PASS=a password")
-	d.run(0, []string{"init"})
+	d.init()
 	d.write("nix-infra/known_hosts", "n1@nix-infra ssh-ed25519 AAAA\nn9@nix-infra ssh-ed25519 BBBB\n")
 	d.fake.Fail(hetzner.Fault{Method: "POST", Path: "/v1/servers", Status: 412, Code: "resource_unavailable", Message: "error during placement"})
 	d.fake.Fail(hetzner.Fault{Method: "POST", Path: "/v1/servers", Status: 403, Code: "resource_limit_exceeded", Message: "server limit exceeded"})
-	command := []string{"provision", "n1", "n2", "--method", "none", "--no-deploy", "--batch"}
-	d.run(0, append(command, "--dry-run"), "in all: 16.28 EUR a month")
+	args := []string{"provision", "n1", "n2", "--method", "none", "--no-deploy", "--batch"}
+	d.run(0, append(args, "--dry-run"), "in all: 16.28 EUR a month")
 	if hosts, _ := os.ReadFile(filepath.Join(d.dir, "nix-infra/known_hosts")); !strings.Contains(string(hosts), "n1@") {
 		t.Errorf("a dry run changes what is pinned to %s", hosts)
 	}
 	const n1, n2 = "hetzner: n1: error during placement (resource_unavailable, fake", "hetzner: n2: server limit exceeded (resource_limit_exceeded, fake"
-	d.run(1, command, "n1: failed: create: "+n1, "n2: failed: create: "+n2, "2 machines are not in; run the same command again, it goes on where this ended:\n  n1: create: "+n1, "\n  n2: create: "+n2)
+	d.run(1, args, "n1: failed: create: "+n1, "n2: failed: create: "+n2, "2 machines are not in; run the same command again, it goes on where this ended:\n  n1: create: "+n1, "\n  n2: create: "+n2)
 	if hosts, err := os.ReadFile(filepath.Join(d.dir, "nix-infra/known_hosts")); string(hosts) != "n9@nix-infra ssh-ed25519 BBBB\n" {
 		t.Errorf("pinned are %s, %v", hosts, err)
 	}
@@ -145,9 +168,7 @@ func TestProvisionCommand(t *testing.T) {
 // TestNoController: where the machine that is to be the controller can't be made, the others are not kept waiting for it.
 func TestNoController(t *testing.T) {
 	d := newDesk(t, hetzner.Options{})
-	must(t, os.RemoveAll(filepath.Join(d.dir, "ssh")))
-	d.env = append(d.env, "SECRETS_PASS=a password")
-	d.run(0, []string{"init"})
+	d.init()
 	web1 := sshtest.Start(t)
 	web1.Runs(t, "ID=nixos\n")
 	web1.NixOS(t)
@@ -224,14 +245,7 @@ func (d *desk) choose(t *testing.T, insist string) provision.Provider {
 	t.Helper()
 	p, err := project.Open(d.dir, "")
 	must(t, err)
-	p.Env.Process = func(name string) string {
-		for _, e := range d.env {
-			if value, ok := strings.CutPrefix(e, name+"="); ok {
-				return value
-			}
-		}
-		return ""
-	}
+	p.Env.Process = d.getenv
 	chosen, err := provision.Choose(p, insist, func(string) (provision.Provider, error) { return d.Hetzner, nil })
 	must(t, err)
 	return chosen
