@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/nix-infra/nix-infra/cli/project"
 	"github.com/nix-infra/nix-infra/cli/provision"
@@ -250,8 +251,16 @@ func (a *app) enrollNode(ctx context.Context, e *enrolment, name string, target 
 		return a.didNotCome(ctx, s, m, provision.Agent, name, o.wait, err)
 	}
 	s.end("enrolled", ui.Good)
+	a.tellHostKey(m, name)
 	a.enrolled(name, protocol.Node, lasting)
 	return nil
+}
+
+// tellHostKey tells of a host key that was taken on trust: who stood between at that moment has been enrolled in the machine's place.
+func (a *app) tellHostKey(m *provision.Machine, name string) {
+	if m.Unknown {
+		a.note("the host key of %s was not known, and the one that was shown is pinned: %s %s; compare it with what the machine's console says", name, m.HostKey.Type(), ssh.FingerprintSHA256(m.HostKey))
+	}
 }
 
 // enrolledDocument is the end of `enroll --json`.
@@ -376,6 +385,7 @@ func (a *app) enrollController(ctx context.Context, e *enrolment, name string, t
 		return a.didNotCome(ctx, s, m, provision.Controller, name, o.wait, err)
 	}
 	s.end("answers", ui.Good)
+	a.tellHostKey(m, name)
 	a.enrolled(name, protocol.Controller, lasting)
 	return nil
 }

@@ -37,7 +37,12 @@ func TestEnrollOverSSH(t *testing.T) {
 	binary := h.Program(t, "nix-infra-agent", "node")
 	args := []string{"enroll", "web1", "--ssh", "admin@" + h.Address, "--ssh-key", h.KeyFile, "--agent-binary", binary}
 	comesUp(t, f, "web1", nil)
-	out := s.must(append(args, "--tag", "web", "--tag", "eu")...)
+	enrolled := s.run(append(args, "--tag", "web", "--tag", "eu")...)
+	const taken = "the host key of web1 was not known, and the one that was shown is pinned: "
+	if enrolled.status != OK || !strings.Contains(enrolled.stderr, taken) {
+		t.Fatalf("%+v", enrolled)
+	}
+	out := enrolled.out
 	for _, step := range []string{"connect to the controller", "upload nix-infra-agent", "make its keys", "sign", "install and start", "wait for its first sign of life", "web1: enrolled"} {
 		if !strings.Contains(out, step) {
 			t.Errorf("the step %q is not shown:\n%s", step, out)
@@ -57,7 +62,9 @@ func TestEnrollOverSSH(t *testing.T) {
 	}
 
 	comesUp(t, f, "web1", r) // again: the keys and the tags stay
-	s.must(args...)
+	if r := s.run(args...); r.status != OK || strings.Contains(r.stderr, taken) {
+		t.Errorf("%+v", r)
+	}
 	if again := f.Record("web1"); again.Key != key || !slices.Equal(again.Tags, r.Tags) {
 		t.Errorf("enrolled again, it is %+v", again.NodeRecord)
 	}

@@ -66,6 +66,7 @@ func (t Target) Address() string { return net.JoinHostPort(t.Host, strconv.Itoa(
 // Machine is an open SSH connection on which commands run as root.
 type Machine struct {
 	HostKey ssh.PublicKey
+	Unknown bool          // nobody had pinned a host key for it: this one is pinned now, for what it is worth
 	UserKey ssh.PublicKey // which let us in
 
 	client *ssh.Client
@@ -171,7 +172,7 @@ func (t Target) dial(ctx context.Context, way []*ssh.Client) (*Machine, error) {
 		c.Close()
 		return nil, err
 	}
-	m.HostKey, m.client = pins.shown, ssh.NewClient(c, channels, requests)
+	m.HostKey, m.Unknown, m.client = pins.shown, pins.fresh != nil, ssh.NewClient(c, channels, requests)
 	return m, nil
 }
 
