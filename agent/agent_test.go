@@ -459,7 +459,7 @@ func TestManyInOneProcess(t *testing.T) {
 		beating[node] = true
 		return nil, nil
 	})
-	const many = 40
+	const many = 20
 	homes := make([]machine.Home, many)
 	for i := range homes {
 		homes[i] = agent.Home(t.TempDir())
@@ -468,6 +468,8 @@ func TestManyInOneProcess(t *testing.T) {
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
 	for _, home := range homes {
 		all.Go(func() {
 			if err := agent.Run(ctx, agent.Options{Dir: home.Dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Host: &host{}, Facts: &heartbeat.Host{},
@@ -477,11 +479,8 @@ func TestManyInOneProcess(t *testing.T) {
 		})
 	}
 	testfleet.Eventually(t, "all beat", func() bool { mu.Lock(); defer mu.Unlock(); return len(beating) == many })
-	each := float64(runtime.NumGoroutine()-before) / many
-	t.Logf("%.1f goroutines an agent, its two at the broker included", each)
-	if each > 18 {
-		t.Errorf("%.1f goroutines an agent", each)
-	}
-	cancel()
-	all.Wait()
+	testfleet.Eventually(t, "18 goroutines an agent at most, its two at the broker included", func() bool { // some of which only connect it
+		each := float64(runtime.NumGoroutine()-before) / many
+		return each <= 18
+	})
 }

@@ -227,9 +227,9 @@ func (f *Fleet) must(err error) {
 }
 
 // patience is how long something is waited for that comes by itself: on a busy machine little is at once.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
-// Eventually waits until ok says so, for at most a minute.
+// Eventually waits until ok says so, for some minutes at most.
 func Eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
