@@ -44,7 +44,7 @@ func TestPushAccount(t *testing.T) {
 	bob := f.Signer("bob", protocol.Viewer)
 	to := connect.To{URLs: []string{own}, CA: f.Authority.CA.Public(), Signer: bob, Name: "bob", InboxPrefix: "unused", Timeout: time.Minute}
 	closed := make(chan struct{})
-	nc, err := to.Dial(nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+	nc, err := to.Dial(nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		t.Fatal(err)
 	}
