@@ -2,8 +2,8 @@ package agent
 
 import (
 	"context"
-	"slices"
 
+	"github.com/nix-infra/nix-infra/agent/facts"
 	"github.com/nix-infra/nix-infra/agent/policy"
 	"github.com/nix-infra/nix-infra/agent/query"
 	"github.com/nix-infra/nix-infra/agent/query/files"
@@ -62,8 +62,13 @@ func (a *agent) readFiles(ctx context.Context, q protocol.FilesQuery) (*protocol
 	if err != nil {
 		return nil, err
 	}
+	return fileReader(a.o.Dir, allowed).Read(ctx, q)
+}
+
+// fileReader reads what a policy allows, and never what is the agent's of a folder, or a controller's on the same machine.
+func fileReader(dir string, allowed policy.Policy) files.Reader {
 	reader := files.Default()
 	reader.Whole = allowed.Files.Roots
-	reader.Hidden = append(slices.Clone(reader.Hidden), a.o.Dir)
-	return reader.Read(ctx, q)
+	reader.Hidden = append(reader.Hidden, dir, RunDir(dir), facts.DefaultController)
+	return reader
 }

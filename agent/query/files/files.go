@@ -37,7 +37,7 @@ type Reader struct {
 func Default() Reader {
 	return Reader{
 		Open:   []string{"/etc/nixos", "/etc/systemd", "/var/log"},
-		Hidden: []string{"/var/log/journal", "/proc", "/sys", "/dev", "/run/credentials", "/run/secrets", "/run/keys"},
+		Hidden: []string{"/var/log/journal", "/proc", "/sys", "/dev", "/run/credentials", "/run/secrets", "/run/secrets.d", "/run/keys"},
 		Store:  "/nix/store",
 	}
 }
