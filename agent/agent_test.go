@@ -307,10 +307,14 @@ func ask(t *testing.T, f *testfleet.Fleet, who *protocol.Signer, name string, a 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := nc.PublishRequest(protocol.RequestSubject(node, a), protocol.ReplySubject(name, id, node), protocol.Encode(signed)); err != nil {
-		t.Fatal(err)
-	}
-	m, err := sub.NextMsg(30 * time.Second)
+	var m *nats.Msg
+	testfleet.Eventually(t, "the node listens", func() bool { // a beat that was heard may have been the last one of the agent before
+		if err := nc.PublishRequest(protocol.RequestSubject(node, a), protocol.ReplySubject(name, id, node), protocol.Encode(signed)); err != nil {
+			t.Fatal(err)
+		}
+		m, err = sub.NextMsg(30 * time.Second)
+		return !errors.Is(err, nats.ErrNoResponders)
+	})
 	if err != nil {
 		t.Fatalf("%s: %v", a, err)
 	}
