@@ -73,10 +73,6 @@ func TestMCPWordsOfNodes(t *testing.T) {
 	var ending atomic.Pointer[protocol.Ending]
 	ending.Store(&protocol.Ending{Result: protocol.ResultSuccess})
 	n := f.Add("web1")
-	f.Change("web1", func(n *protocol.NodeState) {
-		b := evilOf[protocol.Beat]()
-		b.Version, n.Beat = protocol.Version, &b
-	})
 	runs := func(_ *protocol.Verified, send func(any), _ <-chan struct{}) error {
 		if refuses.Load() {
 			return &protocol.Refusal{Code: evilWords, Reason: evilWords}
@@ -86,6 +82,11 @@ func TestMCPWordsOfNodes(t *testing.T) {
 		return nil
 	}
 	n.Script(fleettest.Script{
+		Ends: func(*protocol.Manifest) protocol.Report {
+			r := evilOf[protocol.Report]()
+			r.Phase = protocol.RolledBack
+			return r
+		},
 		Answers: func(o *protocol.Verified) (any, error) {
 			if refuses.Load() {
 				return nil, &protocol.Refusal{Code: evilWords, Reason: evilWords}
@@ -108,11 +109,18 @@ func TestMCPWordsOfNodes(t *testing.T) {
 		},
 		Streams: map[protocol.Action]fleettest.Streams{protocol.RunCommand: runs},
 	})
+	if r := s.run("deploy", "web1"); r.status != SomeFailed {
+		t.Fatalf("%+v", r)
+	}
+	f.Change("web1", func(n *protocol.NodeState) {
+		b := evilOf[protocol.Beat]()
+		b.Version, n.Beat = protocol.Version, &b
+	})
 	a := s.assistant(creds, nil)
 	look := func(what string) {
 		t.Helper()
 		for tool, inputs := range map[string]in{
-			"fleet-status": nil, "list-available-nodes": nil, "drift": nil, "deployments": nil, "explain-failure": {"node": "web1"}, "generations": {"target": "web1"},
+			"fleet-status": nil, "list-available-nodes": nil, "drift": nil, "deployments": nil, "deployment": {"id": "last", "log": true}, "deployment-diff": {"target": "web1"}, "explain-failure": {"node": "web1"}, "generations": {"target": "web1"},
 			"system-stats": {"target": "web1", "operation": "all"}, "systemctl": {"target": "web1"}, "journalctl": {"target": "web1"},
 			"remote-command": {"target": "web1", "command": "uptime"}, "etcd": {"target": "web1", "query": "version"},
 		} {
