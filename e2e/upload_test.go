@@ -55,14 +55,16 @@ func TestUploadResumes(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// Until an eighth of it is there.
-	f.exec(node, "timeout", "60", "sh", "-c", `until [ "$(du -sk --apparent-size `+staged+` 2>/dev/null | cut -f1)" -gt 8192 ] 2>/dev/null; do [ ! -e `+target+` ] || exit 1; done`)
+	// Until an eighth of it is there. Then the node's end stands still, so that the rest can't come before this end is killed.
+	agent := f.property(node, "nix-infra-agent.service", "MainPID")
+	f.exec(node, "timeout", "120", "sh", "-c", `until [ "$(du -sk --apparent-size `+staged+` 2>/dev/null | cut -f1)" -gt 8192 ] 2>/dev/null; do [ ! -e `+target+` ] || exit 1; done; kill -STOP `+agent)
 	if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != -1 {
 		t.Fatalf("it was over before it was killed: %v: %s", err, said)
 	}
+	f.exec(node, "kill", "-CONT", agent)
 	if out, err := node.Exec(f.ctx, "ls", "-l", target); err == nil {
 		t.Fatalf("a part of the file is there: %s", out)
 	}
