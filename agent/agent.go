@@ -386,7 +386,10 @@ func lock(path string) (release func(), err error) {
 	for deadline := time.Now().Add(lockWithin); ; time.Sleep(lockWithin / 20) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			return func() {
+				_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // a child that is just being started has the file, too
+				f.Close()
+			}, nil
 		}
 		if time.Now().After(deadline) {
 			f.Close()
