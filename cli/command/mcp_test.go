@@ -328,6 +328,19 @@ func TestMCPAsksForUnitsAndJournals(t *testing.T) {
 // outside wants a text to stand in no line that is outside of a fence.
 func outside(t *testing.T, text, never string) {
 	t.Helper()
+	lines, ended := unfencedLines(text)
+	for _, line := range lines {
+		if strings.Contains(line, never) {
+			t.Errorf("%q stands outside of a fence in:\n%s", never, text)
+		}
+	}
+	if !ended {
+		t.Errorf("a fence has no end:\n%s", text)
+	}
+}
+
+// unfencedLines are the lines of an answer that stand outside of a fence, and whether the last fence has an end.
+func unfencedLines(text string) (lines []string, ended bool) {
 	word := ""
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
@@ -336,13 +349,11 @@ func outside(t *testing.T, text, never string) {
 			word, _, _ = strings.Cut(begin, ":")
 		case word != "" && line == "<<< end of untrusted text "+word:
 			word = ""
-		case word == "" && strings.Contains(line, never):
-			t.Errorf("%q stands outside of a fence in:\n%s", never, text)
+		case word == "":
+			lines = append(lines, line)
 		}
 	}
-	if word != "" {
-		t.Errorf("a fence has no end:\n%s", text)
-	}
+	return lines, word == ""
 }
 
 func TestMCPOutputIsBounded(t *testing.T) {

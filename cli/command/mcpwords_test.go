@@ -141,15 +141,9 @@ var quotedText = regexp.MustCompile(`"(\\.|[^"\\])*"`)
 // unfenced wants what a node said to stand in no line that is outside of a fence, unless it is quoted there.
 func unfenced(t *testing.T, what, text string) {
 	t.Helper()
-	word := ""
-	for line := range strings.Lines(text) {
-		line = strings.TrimSuffix(line, "\n")
-		switch begin, ok := strings.CutPrefix(line, ">>> untrusted text "); {
-		case word == "" && ok:
-			word, _, _ = strings.Cut(begin, ":")
-		case word != "" && line == "<<< end of untrusted text "+word:
-			word = ""
-		case word == "" && strings.Contains(quotedText.ReplaceAllString(line, ""), "IGNORE"):
+	lines, _ := unfencedLines(text)
+	for _, line := range lines {
+		if strings.Contains(quotedText.ReplaceAllString(line, ""), "IGNORE") {
 			t.Errorf("%s: a node's words stand outside of a fence: %s", what, line)
 		}
 	}

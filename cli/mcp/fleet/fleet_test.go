@@ -51,14 +51,7 @@ func TestThousandNodes(t *testing.T) {
 		}
 		return a, nil
 	})
-	c := client.NewClient(transport.NewInProcessTransport(s.Protocol()))
-	defer c.Close()
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Initialize(t.Context(), mcpgo.InitializeRequest{Params: mcpgo.InitializeParams{ProtocolVersion: mcpgo.ProtocolVersion20251125}}); err != nil {
-		t.Fatal(err)
-	}
+	c := connected(t, s)
 	for tool, summary := range map[string]string{
 		"stats": "999 of 1000 nodes answered. web0007: refused (failed): \"a long reason", "run": "uptime: 1000 of 1000 nodes answered.", "nodes": "1000 nodes: 1000 confirmed. With failed units: web0000, web0001, web0002, web0003, web0004, web0005, web0006, web0007, web0008, web0009, web0010, web0011 and 988 more.",
 	} {
@@ -200,20 +193,27 @@ func TestNewestEntries(t *testing.T) {
 	}
 }
 
-// With NoLookups, nothing that an assistant types leaves the node that it is typed for.
-func TestNoLookups(t *testing.T) {
-	const asked = "the fleet would be asked"
-	s := mcp.New(mcp.Options{Name: "test", Version: "1", Caller: mcp.Caller{Name: "mcp", Role: protocol.Viewer}})
-	f := Add(s, Host{NoLookups: true, Connect: func(context.Context, string) (*Session, error) { return nil, errors.New(asked) }}, true)
-	defer f.Close()
+// connected is a client of a server in this process, until the test ends.
+func connected(t *testing.T, s *mcp.Server) *client.Client {
+	t.Helper()
 	c := client.NewClient(transport.NewInProcessTransport(s.Protocol()))
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
 	if err := c.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Initialize(t.Context(), mcpgo.InitializeRequest{Params: mcpgo.InitializeParams{ProtocolVersion: mcpgo.ProtocolVersion20251125}}); err != nil {
 		t.Fatal(err)
 	}
+	return c
+}
+
+// With NoLookups, nothing that an assistant types leaves the node that it is typed for.
+func TestNoLookups(t *testing.T) {
+	const asked = "the fleet would be asked"
+	s := mcp.New(mcp.Options{Name: "test", Version: "1", Caller: mcp.Caller{Name: "mcp", Role: protocol.Viewer}})
+	f := Add(s, Host{NoLookups: true, Connect: func(context.Context, string) (*Session, error) { return nil, errors.New(asked) }}, true)
+	defer f.Close()
+	c := connected(t, s)
 	for says, commands := range map[string][]string{
 		"(--no-lookups)": {"dig secret.example.org", "/run/current-system/sw/bin/dig x.example.org", "host x.example.org", "nslookup x.example.org", "ping -c1 x.example.org",
 			"traceroute x.example.org", "tracepath x.example.org", "resolvectl query x.example.org", "arp x.example.org", "getent ahosts x.example.org", "lsof -i @x.example.org", "lsof -i4TCP@x.example.org:80", "'dig' x.example.org | wc -l"},
